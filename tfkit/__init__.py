@@ -1,0 +1,51 @@
+"""tfkit: a pretrained Keras model to a small, fast, verified artifact on a device.
+
+Choose layers, adapt, search, prune, strip, export, prove. Importing the package loads
+neither TensorFlow nor Keras; a name's first use does. `tfkit.curves` never does.
+"""
+
+import lazy_loader
+
+__version__ = "0.1.0"
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submodules=["errors", "export", "models", "optim", "prune", "report", "transfer", "tune"],
+    submod_attrs={
+        "errors": [
+            "ArgumentError",
+            "ArgumentTypeError",
+            "ExportError",
+            "LayerNotFoundError",
+            "NonFiniteWeightsError",
+            "OutputPathError",
+            "ParityError",
+            "PruningError",
+            "SearchError",
+            "TfkitError",
+            "UnbuiltModelError",
+            "UnsafeModelError",
+        ],
+        "export": [
+            "Artifact",
+            "Parity",
+            "benchmark",
+            "check_parity",
+            "export_saved_model",
+            "export_tflite",
+        ],
+        "optim": ["LearningRateCurve", "ReduceLROnPlateau", "WarmupCosine", "curves"],
+        "prune": [
+            "ConstantSparsity",
+            "PolynomialDecay",
+            "UpdatePruningStep",
+            "prune_low_magnitude",
+            "prune_now",
+            "sparsity_table",
+            "strip_pruning",
+        ],
+        "select": ["Selection", "layer_table", "select_layers"],
+        "transfer": ["configure_base_model"],
+        "tune": ["SearchResult", "SearchSpace", "search"],
+    },
+)

@@ -1,0 +1,98 @@
+"""Artifacts on disk: what is known of them, and naming them only when whole."""
+
+import contextlib
+import dataclasses
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+
+from tfkit.errors import OutputPathError
+from tfkit.export.runtime import Kind, kind_of
+from tfkit.report.measure import disk_bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class Parity:
+    """How far an artifact's outputs are from Keras's, on the same inputs.
+
+    Attributes:
+        max_abs_error: Largest difference of any output value, in the output's unit.
+        relative_error: That over the largest magnitude Keras puts out.
+        rms_error: Root mean square of the difference, in the output's unit.
+        tolerance: What `relative_error` may be at most.
+        samples: How many inputs were compared.
+    """
+
+    max_abs_error: float
+    relative_error: float
+    rms_error: float
+    tolerance: float
+    samples: int
+
+    @property
+    def passed(self) -> bool:
+        """Whether the error is a number within the tolerance."""
+        return self.relative_error <= self.tolerance
+
+
+@dataclasses.dataclass(frozen=True)
+class Artifact:
+    """A model on disk that was run and compared with Keras before it got its name.
+
+    Attributes:
+        path: A `.tflite` file or a SavedModel directory.
+        kind: ``"tflite"`` or ``"saved_model"``.
+        precision: ``"float32"``, ``"float16"`` or ``"int8"``.
+        size_bytes: Bytes on disk.
+        parity: How far its outputs are from Keras's.
+    """
+
+    path: pathlib.Path
+    kind: Kind
+    precision: str
+    size_bytes: int
+    parity: Parity
+
+    @classmethod
+    def at(cls, path: pathlib.Path, precision: str, parity: Parity) -> "Artifact":
+        """Describes what stands at `path`."""
+        return cls(path, kind_of(path), precision, disk_bytes(path), parity)
+
+
+def output_path(path: str | os.PathLike) -> pathlib.Path:
+    """Returns `path`, having made sure that something can be written there.
+
+    Raises:
+        OutputPathError: If its folder cannot be made or written to.
+    """
+    path = pathlib.Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise OutputPathError(
+            f"The output must lie in a folder that can be written to. Received: path={str(path)!r} ({error}). "
+            "Choose another place or change its permissions."
+        ) from error
+    return path
+
+
+@contextlib.contextmanager
+def staged(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yields a temporary name beside `path`; moves it there only if all went well.
+
+    Whatever interrupts the block, nothing half-written stands under `path`, and what
+    stood there before still does.
+    """
+    folder = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+    try:
+        temporary = folder / path.name
+        yield temporary
+        if path.is_dir():  # a directory cannot be replaced in one move
+            path.rename(folder / "before")
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

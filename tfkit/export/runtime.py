@@ -1,0 +1,100 @@
+"""Running artifacts as a device would: LiteRT for `.tflite`, TensorFlow for a SavedModel."""
+
+import pathlib
+from collections.abc import Sequence
+from typing import Literal, Protocol
+
+import numpy as np
+
+from tfkit.errors import ArgumentError, ExportError
+
+Kind = Literal["saved_model", "tflite"]
+
+
+class Runner(Protocol):
+    """A loaded artifact: a function from input arrays to output arrays, in model order."""
+
+    def __call__(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]: ...
+
+    def zeros(self) -> list[np.ndarray]:
+        """Returns one batch of zeros that fits; open sizes are 1."""
+
+
+def kind_of(path: pathlib.Path) -> Kind:
+    """Tells what kind of artifact stands at a path.
+
+    Raises:
+        ArgumentError: If it is neither a `.tflite` file nor a SavedModel directory.
+    """
+    if path.is_dir() and (path / "saved_model.pb").is_file():
+        return "saved_model"
+    if path.is_file():
+        with path.open("rb") as file:
+            if file.read(8)[4:] == b"TFL3":
+                return "tflite"
+    raise ArgumentError(
+        "An artifact is a .tflite file or a SavedModel directory. "
+        f"Received: path={str(path)!r}, which is neither."
+    )
+
+
+def load_runner(path: pathlib.Path, *, threads: int = 1) -> Runner:
+    """Loads an artifact.
+
+    Args:
+        path: A `.tflite` file or a SavedModel directory.
+        threads: Threads for a `.tflite` file; TensorFlow uses its own setting.
+
+    Raises:
+        ArgumentError: If nothing of either kind stands there.
+        ExportError: If the runtime cannot load it.
+    """
+    try:
+        if kind_of(path) == "tflite":
+            return _LiteRT(path, threads)
+        return _SavedModel(path)
+    except (RuntimeError, OSError, KeyError) as error:
+        raise ExportError(
+            "The runtime must be able to load the artifact. "
+            f"Received: path={str(path)!r} ({error}). Export it again."
+        ) from error
+
+
+class _LiteRT:
+    def __init__(self, path: pathlib.Path, threads: int):
+        from ai_edge_litert.interpreter import Interpreter
+
+        self._interpreter = Interpreter(model_path=str(path), num_threads=threads)
+        self._run = self._interpreter.get_signature_runner()  # allocates and validates
+        self._inputs = self._run.get_input_details()
+        self._outputs = sorted(self._run.get_output_details())
+
+    def __call__(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        answer = self._run(**dict(zip(sorted(self._inputs), arrays, strict=True)))
+        return [answer[name] for name in self._outputs]
+
+    def zeros(self) -> list[np.ndarray]:
+        details = [self._inputs[name] for name in sorted(self._inputs)]
+        return [np.zeros(detail["shape"], detail["dtype"]) for detail in details]
+
+
+class _SavedModel:
+    def __init__(self, path: pathlib.Path):
+        import tensorflow as tf
+
+        self._loaded = tf.saved_model.load(str(path))  # its variables live as long as this does
+        self._serve = self._loaded.signatures["serving_default"]
+        self._specs = self._serve.structured_input_signature[1]
+        self._outputs = sorted(self._serve.structured_outputs)
+
+    def __call__(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
+        import tensorflow as tf
+
+        inputs = {name: tf.constant(array) for name, array in zip(sorted(self._specs), arrays, strict=True)}
+        answer = self._serve(**inputs)
+        return [answer[name].numpy() for name in self._outputs]
+
+    def zeros(self) -> list[np.ndarray]:
+        specs = [self._specs[name] for name in sorted(self._specs)]
+        shapes = [[1 if size is None else size for size in spec.shape] for spec in specs]
+        return [np.zeros(shape, spec.dtype.as_numpy_dtype) for shape, spec in zip(shapes, specs)]

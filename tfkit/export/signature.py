@@ -1,0 +1,115 @@
+"""What goes into a model: names, shapes, and arrays that fit them."""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfkit.errors import ArgumentError, UnbuiltModelError
+
+MOST_SAMPLES = 128
+
+
+def input_specs(
+    model: keras.Model, *, batch_size: int | None, input_shape: Sequence[int] | None = None
+) -> list[tf.TensorSpec]:
+    """Returns one spec for each input of the model.
+
+    Args:
+        model: A built model that knows its inputs.
+        batch_size: The first dimension; None leaves it open.
+        input_shape: Sizes without the batch, for a model with one input, to fix what
+            the model leaves open.
+
+    Raises:
+        UnbuiltModelError: If the model does not know its inputs.
+        ArgumentError: If `input_shape` contradicts the model.
+    """
+    inputs = getattr(model, "inputs", None)
+    if not inputs:
+        raise UnbuiltModelError(
+            "The model must know its inputs to be exported. "
+            f"Received: model={model.name!r}, a subclassed model. "
+            "Wrap it: keras.Model(inputs, model(inputs)) with inputs = keras.Input(shape)."
+        )
+    if input_shape is not None:
+        known = inputs[0].shape[1:]
+        fits = len(known) == len(input_shape) and all(
+            size is None or size == wanted for size, wanted in zip(known, input_shape)
+        )
+        if len(inputs) > 1 or not fits:
+            raise ArgumentError(
+                "`input_shape` must agree with the model's one input. "
+                f"Received: input_shape={tuple(input_shape)!r}, model inputs {[each.shape for each in inputs]}."
+            )
+    return [
+        tf.TensorSpec(
+            (batch_size, *(input_shape if input_shape is not None else each.shape[1:])), each.dtype, name=name
+        )
+        for each, name in zip(inputs, _names(inputs), strict=True)
+    ]
+
+
+def _names(inputs: Sequence[Any]) -> list[str]:
+    """Returns argument names whose alphabetical order is the inputs' order."""
+    if len(inputs) == 1:
+        return [inputs[0].name]
+    return [f"input_{number:02d}_{each.name}" for number, each in enumerate(inputs)]
+
+
+def serving_function(model: keras.Model) -> Any:
+    """Returns the model in inference mode as a function of its inputs, one by one."""
+
+    def serve(*inputs: Any) -> list[Any]:
+        packed = keras.tree.pack_sequence_as(model.input, list(inputs))
+        return keras.tree.flatten(model(packed, training=False))
+
+    return serve
+
+
+def samples(data: Any, specs: Sequence[tf.TensorSpec], name: str = "representative_data") -> list[np.ndarray]:
+    """Returns data as one array for each input, at most `MOST_SAMPLES` samples.
+
+    Args:
+        data: An array, a list or tuple of arrays (one for each input), or a batched
+            tf.data.Dataset of inputs or of ``(inputs, targets)``.
+        specs: The inputs it must fit.
+        name: The argument's name, for messages.
+
+    Raises:
+        ArgumentError: If the data is empty or its shape does not fit.
+    """
+    if isinstance(data, tf.data.Dataset):
+        batches = []
+        for batch in itertools.islice(data.as_numpy_iterator(), MOST_SAMPLES):
+            batch = batch[0] if isinstance(batch, tuple) and len(batch) > 1 else batch
+            batches.append(keras.tree.flatten(batch))
+            if sum(len(each[0]) for each in batches) >= MOST_SAMPLES:
+                break
+        arrays = [np.concatenate(parts) for parts in zip(*batches)]
+    else:
+        arrays = [np.asarray(each) for each in (data if isinstance(data, (list, tuple)) and len(specs) > 1 else [data])]
+    wanted = [tuple(spec.shape[1:]) for spec in specs]
+    got = [array.shape[1:] for array in arrays]
+    fits = len(got) == len(wanted) and all(
+        len(a) == len(b) and all(want is None or want == have for have, want in zip(a, b))
+        for a, b in zip(got, wanted)
+    )
+    if not fits or not all(len(array) for array in arrays):
+        raise ArgumentError(
+            f"`{name}` must hold at least one sample, shaped like the model's inputs. "
+            f"Received: {name} with samples of shape {got}; the model takes {wanted}."
+        )
+    return [array[:MOST_SAMPLES].astype(spec.dtype.as_numpy_dtype) for array, spec in zip(arrays, specs)]
+
+
+def random_samples(specs: Sequence[tf.TensorSpec], count: int = 4) -> list[np.ndarray]:
+    """Returns seeded uniform numbers in [0, 1) that fit the specs; open sizes become 32."""
+    generator = np.random.default_rng(0)
+    shapes = [(count, *(32 if size is None else size for size in spec.shape[1:])) for spec in specs]
+    return [
+        generator.random(shape).astype(spec.dtype.as_numpy_dtype) for shape, spec in zip(shapes, specs)
+    ]

@@ -1,0 +1,145 @@
+"""The structure of a Keras model: the only module that reads Keras's internals.
+
+Everything else in tfkit asks here which layers a model has, where they stand and
+whether the model is fit for use.
+"""
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+
+import keras
+
+from tfkit.errors import ArgumentTypeError, NonFiniteWeightsError, UnbuiltModelError
+
+
+@dataclasses.dataclass(frozen=True)
+class Node:
+    """A layer at the place where the walk met it.
+
+    Attributes:
+        path: Names from below the root model down to the layer, joined by ``/``.
+        layer: The layer.
+        children: The nodes inside it, in order; empty for a layer without sublayers.
+    """
+
+    path: str
+    layer: keras.Layer
+    children: tuple["Node", ...] = ()
+
+    @property
+    def is_unit(self) -> bool:
+        """Whether people see one layer here, although Keras built it from several.
+
+        True for Keras's own composites, such as an LSTM with its cell or a
+        MultiHeadAttention with its projections; false for models and for layers that
+        a user composed.
+        """
+        return (
+            bool(self.children)
+            and _is_keras_class(self.layer)
+            and not any(isinstance(node.layer, keras.Model) for node in descend([self]))
+        )
+
+
+def _is_keras_class(layer: keras.Layer) -> bool:
+    return type(layer).__module__.split(".")[0] == "keras"
+
+
+def walk(model: keras.Model) -> tuple[Node, ...]:
+    """Returns the nodes directly below `model`, each with what it contains.
+
+    Args:
+        model: A Keras model of any kind: Sequential, functional or subclassed.
+
+    Returns:
+        The children of the root in model order. A layer that is used at several
+        places has a node at each container that holds it.
+    """
+    return tuple(_node(layer, prefix="") for layer in _sublayers(model))
+
+
+def _node(layer: keras.Layer, prefix: str) -> Node:
+    path = f"{prefix}{layer.name}"
+    children = tuple(_node(child, f"{path}/") for child in _sublayers(layer))
+    return Node(path, layer, children)
+
+
+def _sublayers(layer: keras.Layer) -> list[keras.Layer]:
+    if isinstance(layer, keras.Model):
+        return list(layer.layers)
+    return layer._flatten_layers(include_self=False, recursive=False)
+
+
+def descend(nodes: Iterable[Node]) -> Iterator[Node]:
+    """Yields every node in `nodes` and below, parents before children."""
+    for node in nodes:
+        yield node
+        yield from descend(node.children)
+
+
+def own_variables(layer: keras.Layer) -> list[keras.Variable]:
+    """Returns the weights that belong to the layer itself, not to its sublayers."""
+    return [*layer._trainable_variables, *layer._non_trainable_variables]
+
+
+def sublayers(layer: keras.Layer) -> list[keras.Layer]:
+    """Returns `layer` and all layers inside it, at any depth, each once."""
+    return layer._flatten_layers()
+
+
+def running_optimizer() -> keras.optimizers.Optimizer | None:
+    """Returns the optimizer whose `apply` is being executed or traced here.
+
+    Keras opens a name scope with the optimizer as its caller around every update,
+    which is how a constraint can learn on whose behalf it is called.
+    """
+    from keras.src.backend.common import global_state
+
+    for scope in reversed(global_state.get_global_attribute("name_scope_stack") or []):
+        if isinstance(scope.caller, keras.optimizers.Optimizer):
+            return scope.caller
+    return None
+
+
+def require_model(model: object) -> keras.Model:
+    """Returns `model` if it is a built Keras 3 model.
+
+    Raises:
+        ArgumentTypeError: If it is no Keras 3 model.
+        UnbuiltModelError: If its weights do not exist yet.
+    """
+    if not isinstance(model, keras.Model):
+        raise ArgumentTypeError(
+            "`model` must be a Keras 3 model (keras.Model). "
+            f"Received: model={model!r} of type {type(model).__module__}.{type(model).__name__}. "
+            "Load a file with keras.models.load_model, and build tf_keras models with Keras 3."
+        )
+    if not model.built:
+        raise UnbuiltModelError(
+            "`model` must be built, so that its layers and weights exist. "
+            f"Received: model={model.name!r}, which is unbuilt. "
+            "Give it a keras.Input, call model.build(input_shape), or call it once on a batch."
+        )
+    return model
+
+
+def require_finite(model: keras.Model) -> None:
+    """Checks that every floating-point weight is a finite number.
+
+    Raises:
+        NonFiniteWeightsError: Naming the first weights that are not.
+    """
+    broken = []
+    for node in descend(walk(model)):
+        for variable in own_variables(node.layer):
+            if "float" not in variable.dtype:
+                continue
+            if not bool(keras.ops.all(keras.ops.isfinite(variable))):
+                broken.append(f"{node.path}/{variable.name}")
+    if broken:
+        raise NonFiniteWeightsError(
+            "Every weight must be a finite number. "
+            f"Received: model={model.name!r} with NaN or infinity in {', '.join(broken[:5])}"
+            f"{' and more' if len(broken) > 5 else ''}. "
+            "Train again with a lower learning rate or gradient clipping, or load an earlier checkpoint."
+        )

@@ -1,0 +1,5 @@
+"""Measuring, and showing what was measured."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(__name__, submodules=["html", "measure", "plots"])

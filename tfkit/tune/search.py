@@ -1,0 +1,253 @@
+"""The search itself."""
+
+import contextlib
+import inspect
+import json
+import os
+import pathlib
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from tfkit.errors import ArgumentError, ArgumentTypeError, OutputPathError, SearchError
+from tfkit.tune.result import SPEC, SearchResult, write_json
+from tfkit.tune.space import SearchSpace
+
+if TYPE_CHECKING:
+    import keras
+
+TUNERS = ("bayesian", "random", "grid")
+
+
+def search(
+    build: "Callable[..., keras.Model]",
+    x: Any,
+    y: Any = None,
+    *,
+    space: SearchSpace,
+    validation_data: Any = None,
+    validation_split: float = 0.0,
+    tuner: Literal["bayesian", "random", "grid"] = "bayesian",
+    max_trials: int,
+    epochs: int,
+    objective: str = "val_loss",
+    directory: str | os.PathLike,
+    seed: int | None = None,
+    callbacks: "Sequence[keras.callbacks.Callback]" = (),
+    overwrite: bool = False,
+    batch_size: int | None = None,
+    verbose: int = 1,
+) -> SearchResult:
+    """Searches hyperparameters with keras-tuner and keeps every trial as data.
+
+    Each trial builds a model, sets its optimizer's learning rate and weight decay, trains
+    it, and scores it by its best epoch. A trial that fails is recorded and the search goes
+    on. The same call on the same directory continues where it was stopped.
+
+    Args:
+        build: ``build()`` or ``build(hp)``, returns a new compiled model each time.
+        x: Inputs, as `fit` takes them: arrays or a tf.data.Dataset.
+        y: Targets, unless `x` holds them.
+        space: What varies.
+        validation_data: As `fit` takes it.
+        validation_split: Fraction of arrays held out, in [0, 1).
+        tuner: ``"bayesian"``, ``"random"`` or ``"grid"``.
+        max_trials: Trials at most, at least 1.
+        epochs: Epochs a trial, at least 1.
+        objective: The metric to optimise, ``"val_loss"`` or any name in the history; a
+            `keras_tuner.Objective` gives the direction of a metric Keras does not know.
+        directory: Where everything is kept.
+        seed: Seeds the tuner, and every trial alike; None leaves randomness alone.
+        callbacks: Keras callbacks, copied for each trial.
+        overwrite: Whether to delete what the directory holds of an earlier search.
+        batch_size: As `fit` takes it.
+        verbose: 1 shows one line of progress: trial k of n, the best so far, time left.
+
+    Returns:
+        A `SearchResult` with `.table`, `.history`, `.best`, `.best_model()`, `.plot(path)`.
+
+    Raises:
+        ArgumentError: If a count is below 1, the tuner is unknown, the objective needs
+            validation data or is never reported, `build` returns no compiled model, or
+            the directory holds another search.
+        ArgumentTypeError: If `build` or `space` is of another kind.
+        OutputPathError: If nothing can be written in `directory`.
+        SearchError: If every trial failed; gives the last traceback.
+
+    Example:
+        >>> import tempfile, keras, numpy as np, tfkit
+        >>> def build():
+        ...     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+        ...     model.compile("adam", "mse")
+        ...     return model
+        >>> result = tfkit.search(build, np.ones((8, 2)), np.ones((8, 1)), max_trials=2, epochs=3,
+        ...                       space=tfkit.SearchSpace(learning_rate=(1e-3, 1e-1)), verbose=0,
+        ...                       validation_split=0.5, directory=tempfile.mkdtemp(), seed=0)
+        >>> len(result.table), len(result.history)
+        (2, 6)
+
+    Source: keras-tuner's oracles; Snoek et al., Practical Bayesian Optimization (2012).
+    """
+    takes_hp = _check(build, space, tuner, max_trials, epochs)
+    goal = _objective(objective)
+    if goal.name.startswith("val_") and validation_data is None and not validation_split:
+        raise ArgumentError(
+            "An objective that begins with 'val_' needs validation data. "
+            f"Received: objective={goal.name!r}, validation_data=None, validation_split=0.0. "
+            "Pass validation_data, or validation_split=0.2 for arrays."
+        )
+    spec = {
+        "space": {name: list(entry) for name, entry in space.entries.items()},
+        "objective": goal.name,
+        "direction": goal.direction,
+        "tuner": tuner,
+        "epochs": epochs,
+        "seed": seed,
+    }
+    folder = _prepare(pathlib.Path(directory), spec, overwrite)
+
+    from tfkit.tune.trial import Hypermodel, SearchTuner
+
+    before = SearchResult.load(folder)
+    done = before.table[before.table.status == "completed"]
+    with _progress(max_trials, epochs, goal.name, verbose) as progress:
+        engine = SearchTuner(
+            oracle=_oracle(tuner, goal, max_trials, space, seed),
+            hypermodel=Hypermodel(build, takes_hp, space),
+            directory=str(folder),
+            project_name="keras_tuner",
+            search_directory=folder,
+            progress=progress,
+            seed=seed,
+            best=None if done.empty else before.best.score,
+        )
+        fit = {"x": x, "y": y, "epochs": epochs, "batch_size": batch_size, "verbose": 0}
+        fit |= {"validation_data": validation_data, "validation_split": validation_split}
+        engine.oracle.verbose = 0
+        engine.search(fit=fit, callbacks=callbacks)
+    result = SearchResult.load(folder)
+    if not (result.table.status == "completed").any():
+        raise SearchError(
+            f"At least one trial must complete. Received: {len(result.table)} trials, all failed. "
+            f"The last error:\n{result.table.error.dropna().iloc[-1]}"
+        )
+    return result
+
+
+def _check(build: object, space: object, tuner: str, max_trials: int, epochs: int) -> bool:
+    """Checks what can be checked before anything is loaded; tells if `build` takes `hp`."""
+    if not callable(build):
+        raise ArgumentTypeError(
+            f"`build` must be a function that returns a compiled model. Received: build={build!r}."
+        )
+    if not isinstance(space, SearchSpace):
+        raise ArgumentTypeError(
+            "`space` must be a tfkit.SearchSpace. "
+            f"Received: space={space!r}. Write SearchSpace(learning_rate=(1e-5, 1e-2))."
+        )
+    if tuner not in TUNERS:
+        raise ArgumentError(f"`tuner` must be one of {', '.join(TUNERS)}. Received: tuner={tuner!r}.")
+    for name, count in (("max_trials", max_trials), ("epochs", epochs)):
+        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+            raise ArgumentError(f"`{name}` must be at least 1. Received: {name}={count!r}.")
+    required = [
+        parameter
+        for parameter in inspect.signature(build).parameters.values()
+        if parameter.default is parameter.empty
+        and parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+    ]
+    if len(required) > 1:
+        raise ArgumentTypeError(
+            "`build` must take nothing or one argument, the hyperparameters. "
+            f"Received: build={build!r} with {len(required)} required arguments."
+        )
+    return bool(required) or "hp" in inspect.signature(build).parameters
+
+
+def _objective(objective: Any) -> Any:
+    import keras_tuner
+
+    from keras_tuner.engine.metrics_tracking import infer_metric_direction
+
+    if isinstance(objective, keras_tuner.Objective):
+        return objective
+    direction = infer_metric_direction(objective) if isinstance(objective, str) else None
+    if direction is None:
+        raise ArgumentError(
+            "The direction of `objective` must be known. "
+            f"Received: objective={objective!r}. "
+            f"Write keras_tuner.Objective({objective!r}, direction='max'), or 'min'."
+        )
+    return keras_tuner.Objective(objective, direction)
+
+
+def _prepare(folder: pathlib.Path, spec: dict[str, Any], overwrite: bool) -> pathlib.Path:
+    """Makes the directory, or checks that it belongs to this very search."""
+    try:
+        if overwrite and (folder / SPEC).is_file():
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / SPEC).is_file():
+            write_json(folder / SPEC, spec)
+    except OSError as error:
+        raise OutputPathError(
+            "`directory` must be a folder that can be written to. "
+            f"Received: directory={str(folder)!r} ({error})."
+        ) from error
+    before = json.loads((folder / SPEC).read_text())
+    now = json.loads(json.dumps(spec))
+    differences = [f"{name}: {before.get(name)!r} there, {now[name]!r} here" for name in now if before.get(name) != now[name]]
+    if differences:
+        raise ArgumentError(
+            "`directory` must be empty or hold the same search. "
+            f"Received: directory={str(folder)!r}, which differs in {'; '.join(differences)}. "
+            "Choose another directory, or pass overwrite=True to delete what it holds."
+        )
+    return folder
+
+
+def _oracle(tuner: str, objective: Any, max_trials: int, space: SearchSpace, seed: int | None) -> Any:
+    from keras_tuner import oracles
+
+    kind = {
+        "bayesian": oracles.BayesianOptimizationOracle,
+        "random": oracles.RandomSearchOracle,
+        "grid": oracles.GridSearchOracle,
+    }[tuner]
+    return kind(
+        objective=objective,
+        max_trials=max_trials,
+        seed=seed,
+        hyperparameters=space.hyperparameters(),
+        max_consecutive_failed_trials=max_trials + 1,  # one bad corner must not end the search
+    )
+
+
+@contextlib.contextmanager
+def _progress(
+    max_trials: int, epochs: int, objective: str, verbose: int
+) -> Iterator[Callable[[int, int, float | None], None]]:
+    from rich import progress as bars
+
+    columns = (
+        bars.TextColumn("trial {task.fields[trial]}/{task.fields[trials]}"),
+        bars.BarColumn(bar_width=24),
+        bars.TextColumn("best {task.fields[objective]} {task.fields[best]}"),
+        bars.TimeElapsedColumn(),
+        bars.TextColumn("left"),
+        bars.TimeRemainingColumn(),
+    )
+    with bars.Progress(*columns, disable=not verbose) as bar, warnings.catch_warnings():
+        # keras-tuner warns of threading.currentThread, which is its own to mend
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module="keras_tuner")
+        task = bar.add_task(
+            "search", total=max_trials * epochs, trial=1, trials=max_trials, objective=objective, best="-"
+        )
+
+        def show(trial: int, epoch: int, best: float | None) -> None:
+            text = "-" if best is None else f"{best:.4g}"
+            bar.update(task, completed=trial * epochs + epoch, trial=trial + 1, best=text)
+
+        yield show
+        bar.update(task, completed=max_trials * epochs)
