@@ -94,8 +94,7 @@ def _check_encoder_decoder(
     filters, shape = tuple(filters), tuple(input_shape)
     if not filters or any(not isinstance(width, int) or width < 1 for width in filters):
         raise ArgumentError(
-            "`filters` must hold at least one channel count, each at least 1. "
-            f"Received: filters={filters!r}."
+            f"`filters` must hold at least one channel count, each at least 1. Received: filters={filters!r}."
         )
     if not isinstance(output_channels, int) or output_channels < 1:
         raise ArgumentError(
@@ -147,7 +146,9 @@ def load_base_model(source: str | os.PathLike, *, safe_mode: bool = True) -> ker
     """
     path = pathlib.Path(source)
     if not path.is_file():
-        raise ArgumentError(f"`source` must be the path of a .keras file. Received: source={str(path)!r}, which is no file.")
+        raise ArgumentError(
+            f"`source` must be the path of a .keras file. Received: source={str(path)!r}, which is no file."
+        )
     try:
         with zipfile.ZipFile(path) as archive:
             config = json.loads(archive.read("config.json"))

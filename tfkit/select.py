@@ -287,4 +287,3 @@ def layer_table(model: keras.Model) -> "pd.DataFrame":
             }
         )
     return pd.DataFrame(rows, columns=["path", "class", "trainable", "parameters", "sparsity", "dtype"])
-

@@ -7,9 +7,12 @@ import pathlib
 import shutil
 import tempfile
 from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
 
 from tfkit.errors import OutputPathError
-from tfkit.export.runtime import Kind, kind_of
+from tfkit.export.runtime import Kind, kind_of, load_runner
 from tfkit.report.measure import disk_bytes
 
 
@@ -55,6 +58,25 @@ class Artifact:
     size_bytes: int
     parity: Parity
 
+    def predict(self, x: Any) -> np.ndarray | list[np.ndarray]:
+        """Runs the artifact, one sample at a time, as a device with batch 1 would.
+
+        Args:
+            x: Inputs ``(samples, …)``: an array, or a list of arrays, one an input.
+
+        Returns:
+            The outputs ``(samples, …)``; a list if the model has several.
+
+        Raises:
+            ExportError: If the runtime cannot load the artifact.
+        """
+        run = load_runner(self.path)
+        arrays = list(x) if isinstance(x, (list, tuple)) else [x]
+        arrays = [np.asarray(each, like.dtype) for each, like in zip(arrays, run.zeros(), strict=True)]
+        answers = [run([each[i : i + 1] for each in arrays]) for i in range(len(arrays[0]))]
+        outputs = [np.concatenate(parts) for parts in zip(*answers, strict=True)]
+        return outputs[0] if len(outputs) == 1 else outputs
+
     @classmethod
     def at(cls, path: pathlib.Path, precision: str, parity: Parity) -> "Artifact":
         """Describes what stands at `path`."""
@@ -74,7 +96,8 @@ def output_path(path: str | os.PathLike) -> pathlib.Path:
             pass
     except OSError as error:
         raise OutputPathError(
-            f"The output must lie in a folder that can be written to. Received: path={str(path)!r} ({error}). "
+            "The output must lie in a folder that can be written to. "
+            f"Received: path={str(path)!r} ({error}). "
             "Choose another place or change its permissions."
         ) from error
     return path

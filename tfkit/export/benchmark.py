@@ -74,7 +74,9 @@ def benchmark(
             }
         )
         run = load_runner(path, threads=threads)
-        calls.append((run, run.zeros() if x is None else x if isinstance(x, (list, tuple)) else [np.asarray(x)]))
+        calls.append(
+            (run, run.zeros() if x is None else x if isinstance(x, (list, tuple)) else [np.asarray(x)])
+        )
     for row, seconds in zip(rows, _interleave(calls, runs), strict=True):
         low, median, high = np.percentile(1000 * np.asarray(seconds), [10, 50, 90])
         row |= {"latency_ms": median, "latency_low_ms": low, "latency_high_ms": high}

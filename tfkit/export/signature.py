@@ -43,7 +43,8 @@ def input_specs(
         if len(inputs) > 1 or not fits:
             raise ArgumentError(
                 "`input_shape` must agree with the model's one input. "
-                f"Received: input_shape={tuple(input_shape)!r}, model inputs {[each.shape for each in inputs]}."
+                f"Received: input_shape={tuple(input_shape)!r}, "
+                f"model inputs {[each.shape for each in inputs]}."
             )
     return [
         tf.TensorSpec(
@@ -91,7 +92,10 @@ def samples(data: Any, specs: Sequence[tf.TensorSpec], name: str = "representati
                 break
         arrays = [np.concatenate(parts) for parts in zip(*batches)]
     else:
-        arrays = [np.asarray(each) for each in (data if isinstance(data, (list, tuple)) and len(specs) > 1 else [data])]
+        arrays = [
+            np.asarray(each)
+            for each in (data if isinstance(data, (list, tuple)) and len(specs) > 1 else [data])
+        ]
     wanted = [tuple(spec.shape[1:]) for spec in specs]
     got = [array.shape[1:] for array in arrays]
     fits = len(got) == len(wanted) and all(
@@ -110,6 +114,4 @@ def random_samples(specs: Sequence[tf.TensorSpec], count: int = 4) -> list[np.nd
     """Returns seeded uniform numbers in [0, 1) that fit the specs; open sizes become 32."""
     generator = np.random.default_rng(0)
     shapes = [(count, *(32 if size is None else size for size in spec.shape[1:])) for spec in specs]
-    return [
-        generator.random(shape).astype(spec.dtype.as_numpy_dtype) for shape, spec in zip(shapes, specs)
-    ]
+    return [generator.random(shape).astype(spec.dtype.as_numpy_dtype) for shape, spec in zip(shapes, specs)]

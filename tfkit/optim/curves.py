@@ -12,6 +12,7 @@ Example:
 """
 
 import bisect
+import itertools
 import math
 import numbers
 from collections.abc import Callable, Sequence
@@ -409,9 +410,7 @@ def _number(name: str, value: object) -> float:
 def _rate(name: str, value: object) -> float:
     number = _number(name, value)
     if number < 0:
-        raise ArgumentError(
-            f"`{name}` must be a learning rate of at least 0. Received: {name}={value!r}."
-        )
+        raise ArgumentError(f"`{name}` must be a learning rate of at least 0. Received: {name}={value!r}.")
     return number
 
 
@@ -426,16 +425,13 @@ def _count(name: str, value: object, least: int = 1) -> int:
     number = _number(name, value)
     if number != int(number) or number < least:
         raise ArgumentError(
-            f"`{name}` must be a whole number of steps, at least {least}. "
-            f"Received: {name}={value!r}."
+            f"`{name}` must be a whole number of steps, at least {least}. Received: {name}={value!r}."
         )
     return int(number)
 
 
 def _boundaries(values: Sequence[int]) -> list[int]:
     marks = [_count("boundaries", value) for value in values]
-    if any(later <= earlier for earlier, later in zip(marks, marks[1:])):
-        raise ArgumentError(
-            f"`boundaries` must increase. Received: boundaries={list(values)!r}."
-        )
+    if any(later <= earlier for earlier, later in itertools.pairwise(marks)):
+        raise ArgumentError(f"`boundaries` must increase. Received: boundaries={list(values)!r}.")
     return marks

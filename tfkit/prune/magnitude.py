@@ -19,6 +19,7 @@ from tfkit.select import Pattern, select_layers
 if TYPE_CHECKING:
     import pandas as pd
 
+DEFAULT_SCHEDULE = ConstantSparsity(0.5, 0)  # TFMOT's own default
 KERNELS = {"kernel", "recurrent_kernel", "depthwise_kernel", "pointwise_kernel", "embeddings"}
 
 
@@ -33,7 +34,7 @@ class Weight(NamedTuple):
 
 def prune_low_magnitude(
     model: keras.Model,
-    pruning_schedule: Schedule = ConstantSparsity(0.5, 0),
+    pruning_schedule: Schedule = DEFAULT_SCHEDULE,
     *,
     layers: Pattern | Iterable[Pattern] | None = None,
 ) -> keras.Model:

@@ -63,4 +63,3 @@ def magnitude_mask(weights: Any, sparsity: Any) -> Any:
     magnitudes = ops.abs(ops.cast(weights, "float32"))
     k = keep_count(math.prod(weights.shape), sparsity)
     return ops.view(magnitudes, "int32") >= kth_largest_bits(magnitudes, k)
-

@@ -54,10 +54,7 @@ def configure_base_model(
     fine-tuning"; the stale train step is keras-team/keras#9477.
     """
     if batch_norm not in ("frozen", "train"):
-        raise ArgumentError(
-            "`batch_norm` must be 'frozen' or 'train'. "
-            f"Received: batch_norm={batch_norm!r}."
-        )
+        raise ArgumentError(f"`batch_norm` must be 'frozen' or 'train'. Received: batch_norm={batch_norm!r}.")
     selection = select_layers(base_model, trainable_layers)
     chosen = {id(variable) for variable in selection.variables}
     bare = {id(layer) for layer in selection.layers if not layer.weights}
@@ -90,9 +87,7 @@ def refresh_training(model: keras.Model) -> None:
         model.make_train_function(force=True)
 
 
-def rebind_optimizer(
-    optimizer: keras.optimizers.Optimizer, variables: list[keras.Variable]
-) -> None:
+def rebind_optimizer(optimizer: keras.optimizers.Optimizer, variables: list[keras.Variable]) -> None:
     """Gives a built optimizer another set of variables, in place.
 
     `iterations`, the rate and the state of variables that stay are kept. A variable

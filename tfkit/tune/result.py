@@ -108,8 +108,11 @@ class SearchResult:
 
     @property
     def table(self) -> "pd.DataFrame":
-        """One row a trial: `trial`, `status`, a column for each hyperparameter, `score`,
-        `best_epoch`, `epochs`, `seconds` and `error`."""
+        """One row a trial.
+
+        The columns are `trial`, `status`, one for each hyperparameter, `score`,
+        `best_epoch`, `epochs`, `seconds` and `error`.
+        """
         import pandas as pd
 
         names = list(dict.fromkeys([*self._names, *(n for t in self._trials for n in t.hyperparameters)]))
@@ -135,7 +138,9 @@ class SearchResult:
         import pandas as pd
 
         parts = [
-            pd.DataFrame({"trial": each.trial, "epoch": range(len(next(iter(each.history.values())))), **each.history})
+            pd.DataFrame(
+                {"trial": each.trial, "epoch": range(len(next(iter(each.history.values())))), **each.history}
+            )
             for each in self._trials
             if each.history
         ]
@@ -153,7 +158,8 @@ class SearchResult:
         if completed.empty:
             raise SearchError(
                 "A search needs a completed trial to have a best one. "
-                f"Received: {len(table)} trials, none completed, in {str(self.directory)!r}. {self._last_error()}"
+                f"Received: {len(table)} trials, none completed, in {str(self.directory)!r}. "
+                f"{self._last_error()}"
             )
         place = completed.score.idxmin() if self.direction == "min" else completed.score.idxmax()
         return table.loc[place]
@@ -196,7 +202,9 @@ class SearchResult:
         left.legend()
         axes = [name for name in ("learning_rate", "weight_decay") if name in completed] or self._names[:1]
         x, y = axes[0], axes[1] if len(axes) > 1 else "score"
-        dots = right.scatter(completed[x], completed[y], c=completed.score, cmap="viridis", edgecolors="black")
+        dots = right.scatter(
+            completed[x], completed[y], c=completed.score, cmap="viridis", edgecolors="black"
+        )
         right.set(xlabel=x, ylabel=self.objective if y == "score" else y, title="Score over the space")
         for axis, name in ((right.set_xscale, x), (right.set_yscale, y)):
             if name in axes and (completed[name] > 0).all():

@@ -107,6 +107,8 @@ def search(
     }
     folder = _prepare(pathlib.Path(directory), spec, overwrite)
 
+    import tensorflow as tf
+
     from tfkit.tune.trial import Hypermodel, SearchTuner
 
     before = SearchResult.load(folder)
@@ -123,6 +125,7 @@ def search(
             best=None if done.empty else before.best.score,
         )
         fit = {"x": x, "y": y, "epochs": epochs, "batch_size": batch_size, "verbose": 0}
+        fit["shuffle"] = not isinstance(x, tf.data.Dataset)  # a Dataset shuffles itself
         fit |= {"validation_data": validation_data, "validation_split": validation_split}
         engine.oracle.verbose = 0
         engine.search(fit=fit, callbacks=callbacks)
@@ -167,7 +170,6 @@ def _check(build: object, space: object, tuner: str, max_trials: int, epochs: in
 
 def _objective(objective: Any) -> Any:
     import keras_tuner
-
     from keras_tuner.engine.metrics_tracking import infer_metric_direction
 
     if isinstance(objective, keras_tuner.Objective):
@@ -197,7 +199,11 @@ def _prepare(folder: pathlib.Path, spec: dict[str, Any], overwrite: bool) -> pat
         ) from error
     before = json.loads((folder / SPEC).read_text())
     now = json.loads(json.dumps(spec))
-    differences = [f"{name}: {before.get(name)!r} there, {now[name]!r} here" for name in now if before.get(name) != now[name]]
+    differences = [
+        f"{name}: {before.get(name)!r} there, {now[name]!r} here"
+        for name in now
+        if before.get(name) != now[name]
+    ]
     if differences:
         raise ArgumentError(
             "`directory` must be empty or hold the same search. "

@@ -80,7 +80,8 @@ class BestEpoch(keras.callbacks.Callback):
         if self.objective.name not in (logs or {}):
             raise ArgumentError(
                 "`objective` must be a metric that training reports. "
-                f"Received: objective={self.objective.name!r}; the history has {', '.join(sorted(logs or {}))}."
+                f"Received: objective={self.objective.name!r}; "
+                f"the history has {', '.join(sorted(logs or {}))}."
             )
         value = float(logs[self.objective.name])
         if math.isfinite(value) and (self.value is None or self.objective.better_than(value, self.value)):

@@ -1,0 +1,1 @@
+"""Claims about tfkit, one file each, measured anew by whoever runs them."""

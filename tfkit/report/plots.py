@@ -1,0 +1,89 @@
+"""Figures that a report shows. Drawn without a display and returned as PNG bytes."""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tfkit.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def training_curves(histories: Mapping[str, Mapping[str, Sequence[float]]]) -> bytes:
+    """Draws loss and learning rate over the epochs of several training runs.
+
+    Args:
+        histories: For each run's name, Keras's ``history.history``: metric name to one
+            value an epoch. `loss`, `val_loss` and `learning_rate` are drawn.
+
+    Returns:
+        A PNG.
+
+    Raises:
+        ArgumentError: If there is no run.
+
+    Example:
+        >>> training_curves({"run": {"loss": [2.0, 1.0], "learning_rate": [0.1, 0.01]}})[1:4]
+        b'PNG'
+    """
+    if not histories:
+        raise ArgumentError(f"`histories` must hold at least one run. Received: histories={histories!r}.")
+    figure = _figure(11, 3.8)
+    losses, rates = figure.subplots(1, 2)
+    for number, (name, history) in enumerate(histories.items()):
+        color = f"C{number}"
+        for key, style in (("loss", "--"), ("val_loss", "-")):
+            if values := history.get(key):
+                label = f"{name}, {'validation' if key == 'val_loss' else 'training'}"
+                losses.plot(range(1, len(values) + 1), values, style, color=color, label=label)
+        if values := history.get("learning_rate"):
+            rates.plot(range(1, len(values) + 1), values, "o-", color=color, label=name, markersize=3)
+    losses.set(xlabel="epoch", ylabel="loss", yscale="log", title="Loss")
+    rates.set(xlabel="epoch", ylabel="learning rate", title="Learning rate at the end of each epoch")
+    for axes in (losses, rates):
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend(fontsize=8)
+    return _png(figure)
+
+
+def picture_strip(pictures: Mapping[str, np.ndarray]) -> bytes:
+    """Draws pictures side by side under their captions, pixel for pixel.
+
+    Args:
+        pictures: For each caption an array ``(height, width, 3)`` with values in [0, 1].
+
+    Returns:
+        A PNG.
+
+    Raises:
+        ArgumentError: If there is no picture.
+
+    Example:
+        >>> import numpy as np
+        >>> picture_strip({"grey": np.full((8, 8, 3), 0.5)})[1:4]
+        b'PNG'
+    """
+    if not pictures:
+        raise ArgumentError(f"`pictures` must hold at least one. Received: pictures={pictures!r}.")
+    figure = _figure(2.6 * len(pictures), 3.1)
+    for axes, (caption, picture) in zip(np.ravel(figure.subplots(1, len(pictures))), pictures.items()):
+        axes.imshow(np.clip(picture, 0, 1), interpolation="nearest")
+        axes.set_title(caption, fontsize=10)
+        axes.axis("off")
+    return _png(figure)
+
+
+def _figure(width: float, height: float) -> "Figure":
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _png(figure: "Figure") -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130)
+    return buffer.getvalue()
