@@ -171,9 +171,10 @@ class TwinsNet(keras.Model):
         super().__init__(**kwargs)
         self.one = layers.Dense(6, name="twin")
         self.two = layers.Dense(6, name="twin")
+        self.head = layers.Dense(2, name="head")
 
     def call(self, x):
-        return self.two(self.one(x))
+        return self.head(self.two(self.one(x)))
 
 
 def twins_net(seed=0):

@@ -94,8 +94,8 @@ def require_parity(parity: Parity, precision: str) -> Parity:
     """
     if not parity.passed:
         raise ParityError(
-            f"A {precision} artifact must agree with Keras within {parity.tolerance:g} of its largest output. "
+            f"A {precision} file must agree with Keras within {parity.tolerance:g} of the largest output. "
             f"Received: relative error {parity.relative_error:.3g} on {parity.samples} samples. "
-            "Nothing was written. For int8, pass representative_data that covers what the model will see."
+            "Nothing was written. For int8, pass representative_data like what the model will see."
         )
     return parity
