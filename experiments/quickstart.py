@@ -36,8 +36,8 @@ import pandas as pd
 from rich.console import Console
 
 import tfkit
-from experiments import photographs
-from tfkit.report import html, measure, plots
+from experiments import photographs, quickstart_report
+from tfkit.report import measure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Config:
 
 
 QUICK = Config(
-    pretrain_epochs=2, compare_epochs=1, trials=2, trial_epochs=1, tune_epochs=1, refine_epochs=3, runs=10
+    pretrain_epochs=2, compare_epochs=1, trials=2, trial_epochs=1, tune_epochs=2, refine_epochs=3, runs=10
 )
 BATCH = 8
 
@@ -259,7 +259,6 @@ class Job:
             "seconds": round(time.perf_counter() - self.start, 1),
             "peak_memory_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
         }
-        (self.output / "results.json").write_text(json.dumps(results, indent=1))
         pictures = {
             "noisy": outputs["noisy input"],
             "zero-shot": outputs["zero-shot"],
@@ -267,31 +266,8 @@ class Job:
             "pruned, int8": outputs["pruned, int8"],
             "clean": self.new.test,
         }
-        strip = plots.picture_strip({caption: batch[0] for caption, batch in pictures.items()})
-        curves = plots.training_curves(self.histories)
-        (self.output / "pictures.png").write_bytes(strip)
-        (self.output / "training.png").write_bytes(curves)
-        html.write_report(
-            self.output / "report.html",
-            title="A pretrained denoiser, adapted, pruned and exported",
-            summary=_summary(table.set_index("stage"), self.config),
-            table=_readable(table),
-            figures=[
-                html.Figure("Pictures", strip, "A tile from a band that nothing was trained or chosen on."),
-                html.Figure(
-                    "Training",
-                    curves,
-                    "Mean squared error, training dashed and validation solid; pruning raises the "
-                    "loss while zeros are added and then recovers.",
-                ),
-                html.Figure(
-                    "Search",
-                    (self.output / "search.png").read_bytes(),
-                    f"The best of {self.config.trials} trials, learning rate {best['learning_rate']:.2g} and "
-                    f"weight decay {best['weight_decay']:.2g}, went on to the fine-tune.",
-                ),
-            ],
-            notes=_notes(results),
+        quickstart_report.write(
+            self.output, results, {caption: batch[0] for caption, batch in pictures.items()}, self.histories
         )
         self.console.print(
             f"\n[bold]{self.output / 'report.html'}[/] in {results['seconds']:.0f} s, "
@@ -358,67 +334,7 @@ class Job:
         return copy
 
     def _denoise(self, model: keras.Model) -> np.ndarray:
-        return model.predict(self.noisy_test, batch_size=1, verbose=0)
-
-
-def _summary(stages: pd.DataFrame, config: Config) -> list[str]:
-    """Says in three sentences what was gained and what was lost."""
-    noisy, zero, dense = (stages.loc[name] for name in ("noisy input", "zero-shot", "dense, float32"))
-    pruned, small = stages.loc["pruned, float32"], stages.loc["pruned, int8"]
-    longer = stages.loc["dense, trained on"]
-    zeros = 1 - pruned.nonzero / pruned.parameters
-    kilobytes = {name: f"{stages.loc[name].size_bytes / 1000:.0f} kB" for name in (dense.name, small.name)}
-    return [
-        f"Adapting gained {dense.psnr_db - zero.psnr_db:.1f} dB: the pretrained model brings the noisy "
-        f"pictures from {noisy.psnr_db:.1f} to {zero.psnr_db:.1f} dB, the adapted one to "
-        f"{dense.psnr_db:.1f} dB.",
-        f"Pruning made {zeros:.0%} of all weights zero and changed the quality by "
-        f"{pruned.psnr_db - dense.psnr_db:+.2f} dB (as many more updates without zeros: "
-        f"{longer.psnr_db - dense.psnr_db:+.2f} dB); gzipped, the float32 file is "
-        f"{dense.gzip_bytes / pruned.gzip_bytes:.1f} times smaller.",
-        f"Full int8 changed it by {small.psnr_db - pruned.psnr_db:+.2f} dB more. The file that ships has "
-        f"{kilobytes[small.name]} instead of {kilobytes[dense.name]} "
-        f"({dense.size_bytes / small.size_bytes:.1f} times less; gzipped {small.gzip_bytes / 1000:.0f} kB) "
-        f"and runs {dense.latency_ms / small.latency_ms:.1f} times as fast on this machine.",
-    ]
-
-
-def _readable(table: pd.DataFrame) -> pd.DataFrame:
-    formats = {
-        "stage": ("Stage", "{}"),
-        "psnr_db": ("PSNR, dB", "{:.2f}"),
-        "mae": ("MAE", "{:.4f}"),
-        "parameters": ("Parameters", "{:,.0f}"),
-        "nonzero": ("Non-zero", "{:,.0f}"),
-        "size_bytes": ("Bytes", "{:,.0f}"),
-        "gzip_bytes": ("Gzip bytes", "{:,.0f}"),
-        "latency_ms": ("Latency, ms", "{:.2f}"),
-        "parity_error": ("Error against Keras", "{:.1e}"),
-    }
-    return pd.DataFrame(
-        {
-            title: ["–" if pd.isna(value) else form.format(value) for value in table[name]]
-            for name, (title, form) in formats.items()
-        }
-    )
-
-
-def _notes(results: dict) -> list[str]:
-    config, versions = results["config"], results["versions"]
-    tile = config["tile"]
-    return [
-        "PSNR and MAE compare with the clean picture, pixel values from 0 to 1, outputs clipped to that "
-        "range. Higher PSNR is better; 3 dB is half the squared error.",
-        f"Pictures are judged in {tile}×{tile} tiles from a band that trained and chose nothing.",
-        f"The search tried {config['trials']} pairs of learning rate and weight decay; layers trained: "
-        f"{', '.join(results['trained_layers'])}.",
-        f"Latency is the median of {config['runs']} interleaved runs on one {tile}×{tile} picture, LiteRT "
-        "with one thread, SavedModel on TensorFlow's own threads. Zeros alone do not speed up this kind of "
-        "processor.",
-        "Error against Keras is the largest difference over the largest output, on real noisy pictures.",
-        f"Seed {config['seed']}; {results['seconds']:.0f} s, at most {results['peak_memory_gb']:.1f} GB"
-        " of memory; " + ", ".join(f"{name} {version}" for name, version in versions.items()) + ".",
-    ]
+        return np.concatenate([model(tile[None], training=False) for tile in self.noisy_test])
 
 
 def _versions() -> dict[str, str]:

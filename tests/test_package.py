@@ -84,7 +84,7 @@ def test_every_public_name_of_our_own_has_an_example(name):
     ours = getattr(value, "__module__", "").startswith("tfkit")  # TFMOT's schedules are TFMOT's
     is_error = inspect.isclass(value) and issubclass(value, Exception)
     if ours and not is_error and not isinstance(value, types.ModuleType):
-        assert re.search(r"Example:\n\s*>>> ", inspect.getdoc(value))
+        assert re.search(r"Examples:\n\s*>>> ", inspect.getdoc(value))
 
 
 @pytest.mark.parametrize(

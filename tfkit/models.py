@@ -56,7 +56,7 @@ def build_encoder_decoder(
         ArgumentError: If `filters` is empty, a count is below 1, a size is no multiple
             of the strides, or `residual` does not fit the channels.
 
-    Example:
+    Examples:
         >>> import tfkit
         >>> model = tfkit.models.build_encoder_decoder((None, None, 3), filters=(8, 16), output_channels=3)
         >>> [layer.name for layer in model.layers if layer.weights]
@@ -134,7 +134,7 @@ def load_base_model(source: str | os.PathLike, *, safe_mode: bool = True) -> ker
         ArgumentError: If there is no such file, or it is no `.keras` file.
         UnsafeModelError: If it holds a Lambda layer and `safe_mode` is on.
 
-    Example:
+    Examples:
         >>> import pathlib, tempfile, tfkit
         >>> model = tfkit.models.build_encoder_decoder((8, 8, 3), filters=(4,), output_channels=3)
         >>> path = pathlib.Path(tempfile.mkdtemp(), "model.keras")
@@ -225,7 +225,7 @@ def transfer_weights(source: keras.Model, target: keras.Model) -> WeightTransfer
         UnbuiltModelError: If either has no weights yet.
         ArgumentError: If no layer could be copied at all.
 
-    Example:
+    Examples:
         >>> import tfkit
         >>> build = tfkit.models.build_encoder_decoder
         >>> old = build((8, 8, 3), filters=(4, 8), output_channels=3)

@@ -219,7 +219,7 @@ def select_layers(model: keras.Model, patterns: Pattern | Iterable[Pattern]) -> 
         LayerNotFoundError: If a pattern matches nothing; names the nearest three.
         ArgumentError: If a range is reversed or ambiguous, or a regex is malformed.
 
-    Example:
+    Examples:
         >>> import keras, tfkit
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="a"),
         ...                           keras.layers.Dense(3, name="b"), keras.layers.Dense(1, name="c")])
@@ -260,7 +260,7 @@ def layer_table(model: keras.Model) -> "pd.DataFrame":
         ArgumentTypeError: If `model` is no model.
         UnbuiltModelError: If its weights do not exist yet.
 
-    Example:
+    Examples:
         >>> import keras, tfkit
         >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="a")])
         >>> tfkit.layer_table(model)[["path", "class", "trainable", "parameters"]].values.tolist()

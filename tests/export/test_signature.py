@@ -15,6 +15,12 @@ PAIR = [tf.TensorSpec((None, 3), tf.float32), tf.TensorSpec((None, 2), tf.int32)
 ONE = PAIR[:1]
 
 
+def net():
+    """A functional model of two Dense layers, d1 and head."""
+    model = models.dense_net(units=(8,))
+    return keras.Model(model.inputs, model.outputs, name="net")
+
+
 def pair_net(pack=list):
     """Two inputs and two outputs; `pack` is list or dict."""
     a, b = keras.Input((3,), name="a"), keras.Input((2,), name="b")

@@ -21,7 +21,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(24, 24)).astype("float32")
 Y = RNG.normal(size=(24, 2)).astype("float32")
-# The kernel d1 has 48 weights; with 10% more zeros a step, its count tells which step the schedule was asked for.
+# d1 has 48 weights; with 10% more zeros a step, its count tells which step the schedule was asked for.
 RULER = tfkit.PolynomialDecay(0.0, 0.8, begin_step=0, end_step=8, power=1, frequency=1)
 
 

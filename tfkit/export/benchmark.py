@@ -44,7 +44,7 @@ def benchmark(
         ArgumentError: If there is no artifact, a path is none, or a count is below 1.
         ExportError: If a runtime cannot load an artifact.
 
-    Example:
+    Examples:
         >>> import pathlib, tempfile, tfkit
         >>> model = tfkit.models.build_encoder_decoder((16, 16, 3), filters=(4, 8), output_channels=3)
         >>> artifact = tfkit.export_tflite(model, pathlib.Path(tempfile.mkdtemp(), "model.tflite"))

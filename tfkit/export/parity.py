@@ -46,7 +46,7 @@ def check_parity(
         ArgumentError: If the path is no artifact, or `x` does not fit the model.
         ExportError: If the runtime cannot load or run the artifact.
 
-    Example:
+    Examples:
         >>> import pathlib, tempfile, numpy as np, tfkit
         >>> model = tfkit.models.build_encoder_decoder((16, 16, 3), filters=(4, 8), output_channels=3)
         >>> path = pathlib.Path(tempfile.mkdtemp(), "model.tflite")

@@ -41,7 +41,7 @@ def export_saved_model(
         OutputPathError: If nothing can be written at `path`.
         ParityError: If the SavedModel does not compute what Keras computes.
 
-    Example:
+    Examples:
         >>> import pathlib, tempfile, tfkit
         >>> model = tfkit.models.build_encoder_decoder((16, 16, 3), filters=(4, 8), output_channels=3)
         >>> artifact = tfkit.export_saved_model(model, pathlib.Path(tempfile.mkdtemp(), "model"))

@@ -61,7 +61,7 @@ def export_tflite(
         ExportError: If TensorFlow cannot convert the model.
         ParityError: If the file does not compute what Keras computes.
 
-    Example:
+    Examples:
         >>> import pathlib, tempfile, numpy as np, tfkit
         >>> model = tfkit.models.build_encoder_decoder((16, 16, 3), filters=(4, 8), output_channels=3)
         >>> folder = pathlib.Path(tempfile.mkdtemp())

@@ -30,7 +30,7 @@ class LearningRateCurve(keras.callbacks.Callback):
         ArgumentError: If `unit` is neither value; at the start of training, if the
             optimizer owns a schedule already.
 
-    Example:
+    Examples:
         >>> import keras, numpy as np, tfkit
         >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
         >>> model.compile("sgd", "mse")
@@ -87,7 +87,7 @@ class WarmupCosine(LearningRateCurve):
     Raises:
         ArgumentError: If a rate is negative, or the warmup is not shorter than the whole.
 
-    Example:
+    Examples:
         >>> import tfkit
         >>> callback = tfkit.WarmupCosine(0.1, warmup_steps=10, total_steps=110)
         >>> [round(callback.curve(step), 6) for step in (0, 5, 10, 60, 110)]
@@ -132,7 +132,7 @@ class ReduceLROnPlateau(keras.callbacks.ReduceLROnPlateau):
         ArgumentError: If `factor` is not in (0, 1) or `warmup_steps` is negative; at the
             start of training, if the optimizer owns a schedule already.
 
-    Example:
+    Examples:
         >>> import tfkit
         >>> callback = tfkit.ReduceLROnPlateau(factor=0.5, patience=3, warmup_steps=100)
         >>> callback.factor, callback.patience, callback.warmup_steps

@@ -4,7 +4,7 @@ Every function here returns a curve, a plain ``step -> learning rate``. Steps co
 from zero; beyond its end a curve holds its last value. The module needs neither
 TensorFlow nor Keras.
 
-Example:
+Examples:
     >>> from tfkit import curves
     >>> rate = curves.warmup(curves.cosine(0.1, 100), 10)
     >>> [round(rate(step), 4) for step in (0, 5, 10, 60, 110, 999)]
@@ -48,7 +48,7 @@ def constant(rate: float) -> Curve:
     Raises:
         ArgumentError: If the rate is negative or no finite number.
 
-    Example:
+    Examples:
         >>> constant(0.1)(0), constant(0.1)(10**6)
         (0.1, 0.1)
     """
@@ -70,7 +70,7 @@ def linear(start: float, final: float, steps: int) -> Curve:
     Raises:
         ArgumentError: If a rate is negative or `steps` is below 1.
 
-    Example:
+    Examples:
         >>> curve = linear(0.0, 1.0, 4)
         >>> curve(0), curve(1), curve(4), curve(5)
         (0.0, 0.25, 1.0, 1.0)
@@ -93,7 +93,7 @@ def polynomial(start: float, final: float, steps: int, *, power: float = 1.0) ->
     Raises:
         ArgumentError: If a rate is negative, `steps` is below 1 or `power` is not positive.
 
-    Example:
+    Examples:
         >>> curve = polynomial(1.0, 0.0, 4, power=2)
         >>> curve(0), curve(2), curve(4)
         (1.0, 0.25, 0.0)
@@ -126,7 +126,7 @@ def exponential(start: float, decay_rate: float, steps: int, *, staircase: bool 
     Raises:
         ArgumentError: If the rate is negative, or `decay_rate` or `steps` is not positive.
 
-    Example:
+    Examples:
         >>> curve = exponential(1.0, 0.25, 10)
         >>> curve(0), curve(5), curve(10)
         (1.0, 0.5, 0.25)
@@ -158,7 +158,7 @@ def step(start: float, factor: float, boundaries: int | Sequence[int]) -> Curve:
         ArgumentError: If the rate is negative, `factor` is not positive, or the
             boundaries do not increase.
 
-    Example:
+    Examples:
         >>> curve = step(1.0, 0.5, [10, 20])
         >>> curve(9), curve(10), curve(20), curve(99)
         (1.0, 0.5, 0.25, 0.25)
@@ -187,7 +187,7 @@ def cosine(peak: float, steps: int, *, final: float = 0.0) -> Curve:
     Raises:
         ArgumentError: If a rate is negative or `steps` is below 1.
 
-    Example:
+    Examples:
         >>> curve = cosine(1.0, 10)
         >>> curve(0), round(curve(5), 12), curve(10), curve(11)
         (1.0, 0.5, 0.0, 0.0)
@@ -217,7 +217,7 @@ def cosine_restarts(
         ArgumentError: If a rate is negative, `steps` or `t_mul` is below 1, or `m_mul`
             is not positive.
 
-    Example:
+    Examples:
         >>> curve = cosine_restarts(1.0, 10, m_mul=0.5)
         >>> curve(0), round(curve(5), 12), curve(10), round(curve(20), 12), curve(30)
         (1.0, 0.5, 0.5, 0.25, 0.25)
@@ -264,7 +264,7 @@ def one_cycle(
     Raises:
         ArgumentError: If a value lies outside its range.
 
-    Example:
+    Examples:
         >>> curve = one_cycle(1.0, 10, warmup_fraction=0.5)
         >>> curve(0), curve(5), round(curve(10), 9)
         (0.04, 1.0, 4e-06)
@@ -302,7 +302,7 @@ def inverse_sqrt(peak: float, timescale: int = 1) -> Curve:
     Raises:
         ArgumentError: If the rate is negative or `timescale` is below 1.
 
-    Example:
+    Examples:
         >>> curve = inverse_sqrt(1.0, 100)
         >>> curve(0), curve(300)
         (1.0, 0.5)
@@ -332,7 +332,7 @@ def warmup(curve: Curve, steps: int, start: float = 0.0) -> Curve:
         ArgumentTypeError: If `curve` is not callable.
         ArgumentError: If `steps` or `start` is negative.
 
-    Example:
+    Examples:
         >>> curve = warmup(constant(1.0), 4)
         >>> curve(0), curve(1), curve(4), curve(5)
         (0.0, 0.25, 1.0, 1.0)
@@ -361,7 +361,7 @@ def join(curves: Sequence[Curve], boundaries: Sequence[int]) -> Curve:
         ArgumentTypeError: If a curve is not callable.
         ArgumentError: If the boundaries do not increase or their number does not fit.
 
-    Example:
+    Examples:
         >>> curve = join([constant(1.0), linear(0.5, 0.0, 10)], [100])
         >>> curve(99), curve(100), curve(105), curve(110)
         (1.0, 0.5, 0.25, 0.0)

@@ -15,7 +15,7 @@ class UpdatePruningStep(keras.callbacks.Callback):
     TFMOT cannot prune without its callback of this name; here it only reports, so a
     script written for TFMOT runs as it is.
 
-    Example:
+    Examples:
         >>> import keras, numpy as np, tfkit
         >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4)])
         >>> _ = tfkit.prune_low_magnitude(model, tfkit.ConstantSparsity(0.5, 0, frequency=1))

@@ -69,7 +69,7 @@ def prune_low_magnitude(
         LayerNotFoundError: If a pattern matches nothing.
         PruningError: If nothing is prunable, or a selected layer is pruned already.
 
-    Example:
+    Examples:
         >>> import keras, numpy as np, tfkit
         >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4, name="a")])
         >>> _ = tfkit.prune_low_magnitude(model, tfkit.ConstantSparsity(0.75, begin_step=0, frequency=1))
@@ -116,7 +116,7 @@ def strip_pruning(model: keras.Model) -> keras.Model:
         ArgumentTypeError: If `model` is no model.
         PruningError: If it carries no mask.
 
-    Example:
+    Examples:
         >>> import keras, tfkit
         >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4, name="a")])
         >>> model = tfkit.strip_pruning(tfkit.prune_low_magnitude(model))
@@ -162,7 +162,7 @@ def prune_now(
         LayerNotFoundError: If a pattern matches nothing.
         PruningError: If nothing is prunable.
 
-    Example:
+    Examples:
         >>> import keras, numpy as np, tfkit
         >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4, name="a")])
         >>> int(np.count_nonzero(tfkit.prune_now(model, 0.5).get_layer("a").kernel))
@@ -195,7 +195,7 @@ def sparsity_table(model: keras.Model) -> "pd.DataFrame":
         ArgumentTypeError: If `model` is no model.
         UnbuiltModelError: If it has no weights yet.
 
-    Example:
+    Examples:
         >>> import keras, tfkit
         >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4, name="a")])
         >>> table = tfkit.sparsity_table(tfkit.prune_low_magnitude(model))

@@ -55,7 +55,7 @@ def magnitude_mask(weights: Any, sparsity: Any) -> Any:
 
     Source: Zhu and Gupta, To Prune, or Not to Prune (2017), section 3; ties as in TFMOT.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> np.asarray(magnitude_mask(np.float32([3.0, -4.0, 1.0, 0.0]), 0.5)).tolist()
         [True, True, False, False]

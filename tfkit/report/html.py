@@ -53,7 +53,7 @@ def write_report(
     Returns:
         The path.
 
-    Example:
+    Examples:
         >>> import pathlib, tempfile, pandas as pd
         >>> page = write_report(pathlib.Path(tempfile.mkdtemp(), "report.html"), title="A & B",
         ...                     summary=["Half the size."], table=pd.DataFrame({"stage": ["dense"]}))

@@ -27,7 +27,7 @@ def psnr(reference: np.ndarray, image: np.ndarray, *, peak: float = 1.0) -> floa
     Raises:
         ArgumentError: If the shapes differ.
 
-    Example:
+    Examples:
         >>> round(psnr(np.zeros((2, 2)), np.full((2, 2), 0.1)), 6)
         20.0
     """
@@ -48,7 +48,7 @@ def mae(reference: np.ndarray, image: np.ndarray) -> float:
     Raises:
         ArgumentError: If the shapes differ.
 
-    Example:
+    Examples:
         >>> mae(np.zeros(2), np.array([1.0, -3.0]))
         2.0
     """
@@ -67,7 +67,7 @@ def _difference(reference: np.ndarray, image: np.ndarray) -> np.ndarray:
 def count_weights(model: "keras.Model") -> tuple[int, int]:
     """Returns how many weights a model has, and how many are not zero.
 
-    Example:
+    Examples:
         >>> import keras
         >>> count_weights(keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]))
         (8, 6)

@@ -25,7 +25,7 @@ def training_curves(histories: Mapping[str, Mapping[str, Sequence[float]]]) -> b
     Raises:
         ArgumentError: If there is no run.
 
-    Example:
+    Examples:
         >>> training_curves({"run": {"loss": [2.0, 1.0], "learning_rate": [0.1, 0.01]}})[1:4]
         b'PNG'
     """
@@ -62,7 +62,7 @@ def picture_strip(pictures: Mapping[str, np.ndarray]) -> bytes:
     Raises:
         ArgumentError: If there is no picture.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> picture_strip({"grey": np.full((8, 8, 3), 0.5)})[1:4]
         b'PNG'

@@ -41,7 +41,7 @@ def configure_base_model(
         LayerNotFoundError: If a pattern matches nothing.
         ArgumentError: If `batch_norm` is neither value.
 
-    Example:
+    Examples:
         >>> import tfkit
         >>> model = tfkit.models.build_encoder_decoder((8, 8, 3), filters=(4, 8), output_channels=3)
         >>> _ = tfkit.configure_base_model(model, "decoder_conv2")

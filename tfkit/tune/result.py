@@ -63,7 +63,7 @@ class SearchResult:
         objective: The name of what is optimised.
         direction: ``"min"`` or ``"max"``.
 
-    Example:
+    Examples:
         >>> import tempfile, keras, numpy as np, tfkit
         >>> def build():
         ...     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])

@@ -75,7 +75,7 @@ def search(
         OutputPathError: If nothing can be written in `directory`.
         SearchError: If every trial failed; gives the last traceback.
 
-    Example:
+    Examples:
         >>> import tempfile, keras, numpy as np, tfkit
         >>> def build():
         ...     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])

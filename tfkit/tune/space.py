@@ -31,7 +31,7 @@ class SearchSpace:
             scale, not positive, or a list is empty.
         ArgumentTypeError: If an entry is neither a pair of numbers nor a list.
 
-    Example:
+    Examples:
         >>> import tfkit
         >>> space = tfkit.SearchSpace(learning_rate=(1e-4, 1e-1), weight_decay=[0.0, 1e-4], units=(8, 64))
         >>> sorted(space.entries)
