@@ -120,7 +120,7 @@ def test_the_model_survives_its_file(tmp_path):
     np.testing.assert_array_equal(load(tmp_path / "model.keras")(x), model(x))
 
 
-@pytest.mark.parametrize("shape", [(9, 8, 3), (8, 10, 3), (None, 6, 3), (0, 8, 3)], ids=str)
+@pytest.mark.parametrize("shape", [(9, 8, 3), (8, 10, 3), (None, 6, 3)], ids=str)
 def test_a_size_that_cannot_be_halved_and_doubled_is_refused(shape):
     message = (
         r"Height and width must be multiples of 4, the product of the 2 strides of 2\. "
@@ -150,14 +150,12 @@ def test_output_channels_that_are_no_count_are_refused(channels):
 
 @pytest.mark.parametrize("shape", [(8, 8), (8, 8, None), (1, 8, 8, 3), ()], ids=str)
 def test_a_shape_that_is_no_image_is_refused(shape):
-    message = (
-        r"must be \(height, width, channels\) with a known number of channels\. Received: input_shape=\("
-    )
+    message = r"must be \(height, width, channels\), each at least 1; .* Received: input_shape=\("
     with pytest.raises(ArgumentError, match=message):
         build(shape, filters=(4,), output_channels=1)
 
 
-@pytest.mark.parametrize("shape", [(8, 8, 0), (8, 8, -1), (8.0, 8, 3), ("8", 8, 3), 8], ids=str)
+@pytest.mark.parametrize("shape", [(8, 8, 0), (0, 8, 3), (8, 8, -1), (8.0, 8, 3), ("8", 8, 3)], ids=str)
 def test_a_shape_of_other_values_is_refused_by_tfkit(shape):
     with pytest.raises(TfkitError, match="Received: input_shape="):
         build(shape, filters=(4, 4), output_channels=1)
@@ -331,7 +329,7 @@ DAMAGES = (
 def test_a_damaged_file_is_refused_with_the_fix(good_file, tmp_path, damage):
     damage(good_file, tmp_path / "bad.keras")
     message = (
-        r"(?s)`source` must be a whole \.keras file\. Received: source='.*bad\.keras' \(.+\)\. "
+        r"(?s)`source` must be a whole \.keras file whose classes are known\. Received: source='.*bad\.keras' \(.+\)\. "
         r"Save the model again with model\.save\('name\.keras'\)"
     )
     with pytest.raises(ArgumentError, match=message):
@@ -340,7 +338,9 @@ def test_a_damaged_file_is_refused_with_the_fix(good_file, tmp_path, damage):
 
 def test_a_file_of_another_format_is_refused(tmp_path):
     models.dense_net().save(tmp_path / "model.h5")
-    with pytest.raises(ArgumentError, match=r"must be a whole \.keras file\. Received: source='.*model\.h5'"):
+    with pytest.raises(
+        ArgumentError, match=r"must be the path of a \.keras file\. Received: source='.*model\.h5'"
+    ):
         load(tmp_path / "model.h5")
 
 

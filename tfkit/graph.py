@@ -53,9 +53,11 @@ def walk(model: keras.Model) -> tuple[Node, ...]:
 
     Returns:
         The children of the root in model order. A layer that is used at several
-        places has a node at each container that holds it.
+        places has a node at each container that holds it. A root with weights of its own
+        comes first, as a node without children.
     """
-    return tuple(_node(layer, prefix="") for layer in _sublayers(model))
+    root = (Node(model.name, model),) if own_variables(model) else ()
+    return root + tuple(_node(layer, prefix="") for layer in _sublayers(model))
 
 
 def _node(layer: keras.Layer, prefix: str) -> Node:
@@ -65,9 +67,13 @@ def _node(layer: keras.Layer, prefix: str) -> Node:
 
 
 def _sublayers(layer: keras.Layer) -> list[keras.Layer]:
-    if isinstance(layer, keras.Model):
+    attached = layer._flatten_layers(include_self=False, recursive=False)
+    if not isinstance(layer, keras.Model):
+        return attached
+    if isinstance(layer, keras.Sequential):  # what else hangs on it, it built from its layers
         return list(layer.layers)
-    return layer._flatten_layers(include_self=False, recursive=False)
+    inside = {id(each) for each in layer.layers}  # in order; others hang outside the graph
+    return [*layer.layers, *(each for each in attached if id(each) not in inside)]
 
 
 def descend(nodes: Iterable[Node]) -> Iterator[Node]:
@@ -80,6 +86,19 @@ def descend(nodes: Iterable[Node]) -> Iterator[Node]:
 def own_variables(layer: keras.Layer) -> list[keras.Variable]:
     """Returns the weights that belong to the layer itself, not to its sublayers."""
     return [*layer._trainable_variables, *layer._non_trainable_variables]
+
+
+def learnable_variables(layer: keras.Layer) -> list[keras.Variable]:
+    """Returns the layer's own weights that training may move.
+
+    A kernel under a LoRA adapter is not among them, for the adapter learns in its place.
+    """
+    adapted = getattr(layer, "lora_enabled", False)
+    return [
+        variable
+        for variable in layer._trainable_variables
+        if not adapted or variable.name.startswith("lora") or variable.name == "bias"
+    ]
 
 
 def sublayers(layer: keras.Layer) -> list[keras.Layer]:
@@ -129,17 +148,17 @@ def require_finite(model: keras.Model) -> None:
     Raises:
         NonFiniteWeightsError: Naming the first weights that are not.
     """
-    broken = []
+    broken: dict[int, str] = {}
     for node in descend(walk(model)):
         for variable in own_variables(node.layer):
-            if "float" not in variable.dtype:
+            if id(variable) in broken or "float" not in variable.dtype:
                 continue
             if not bool(keras.ops.all(keras.ops.isfinite(variable))):
-                broken.append(f"{node.path}/{variable.name}")
+                broken[id(variable)] = f"{node.path}/{variable.name}"
     if broken:
         raise NonFiniteWeightsError(
             "Every weight must be a finite number. "
-            f"Received: model={model.name!r} with NaN or infinity in {', '.join(broken[:5])}"
+            f"Received: model={model.name!r} with NaN or infinity in {', '.join(list(broken.values())[:5])}"
             f"{' and more' if len(broken) > 5 else ''}. "
             "Train again with a lower learning rate or gradient clipping, or load an earlier checkpoint."
         )

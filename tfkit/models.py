@@ -3,16 +3,18 @@
 import collections
 import dataclasses
 import json
+import numbers
 import os
 import pathlib
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import keras
 from keras import layers
 
 from tfkit import graph
-from tfkit.errors import ArgumentError, UnsafeModelError
+from tfkit.errors import ArgumentError, ArgumentTypeError, UnsafeModelError
 from tfkit.select import select_layers
 
 __all__ = [
@@ -91,22 +93,27 @@ def build_encoder_decoder(
 def _check_encoder_decoder(
     input_shape: Sequence[int | None], filters: Sequence[int], output_channels: int, residual: bool
 ) -> tuple[tuple[int, ...], tuple[int | None, ...]]:
+    if not isinstance(filters, Iterable) or not isinstance(input_shape, Iterable):
+        raise ArgumentTypeError(
+            "`filters` and `input_shape` must be sequences of whole numbers. "
+            f"Received: filters={filters!r}, input_shape={input_shape!r}."
+        )
     filters, shape = tuple(filters), tuple(input_shape)
-    if not filters or any(not isinstance(width, int) or width < 1 for width in filters):
+    if not filters or not all(_is_count(width) for width in filters):
         raise ArgumentError(
             f"`filters` must hold at least one channel count, each at least 1. Received: filters={filters!r}."
         )
-    if not isinstance(output_channels, int) or output_channels < 1:
+    if not _is_count(output_channels):
         raise ArgumentError(
             f"`output_channels` must be at least 1. Received: output_channels={output_channels!r}."
         )
-    if len(shape) != 3 or shape[2] is None:
+    if len(shape) != 3 or not all(_is_count(size) or size is None for size in shape) or shape[2] is None:
         raise ArgumentError(
-            "`input_shape` must be (height, width, channels) with a known number of channels. "
+            "`input_shape` must be (height, width, channels), each at least 1; height and width may be None. "
             f"Received: input_shape={shape!r}."
         )
     multiple = 2 ** (len(filters) - 1)
-    if any(size is not None and (size < 1 or size % multiple) for size in shape[:2]):
+    if any(size is not None and size % multiple for size in shape[:2]):
         raise ArgumentError(
             f"Height and width must be multiples of {multiple}, the product of the "
             f"{len(filters) - 1} strides of 2. Received: input_shape={shape!r}. "
@@ -117,7 +124,11 @@ def _check_encoder_decoder(
             "A residual model must have as many output channels as input channels. "
             f"Received: input_shape={shape!r}, output_channels={output_channels!r}."
         )
-    return filters, shape
+    return tuple(map(int, filters)), tuple(size if size is None else int(size) for size in shape)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and value >= 1
 
 
 def load_base_model(source: str | os.PathLike, *, safe_mode: bool = True) -> keras.Model:
@@ -145,33 +156,47 @@ def load_base_model(source: str | os.PathLike, *, safe_mode: bool = True) -> ker
     Source: keras.models.load_model and its safe mode.
     """
     path = pathlib.Path(source)
-    if not path.is_file():
+    if not path.is_file() or path.suffix != ".keras":
         raise ArgumentError(
-            f"`source` must be the path of a .keras file. Received: source={str(path)!r}, which is no file."
+            "`source` must be the path of a .keras file. "
+            f"Received: source={str(path)!r}, which is {'no .keras file' if path.is_file() else 'no file'}."
         )
     try:
         with zipfile.ZipFile(path) as archive:
             config = json.loads(archive.read("config.json"))
-    except (zipfile.BadZipFile, KeyError, json.JSONDecodeError) as error:
-        raise ArgumentError(
-            f"`source` must be a whole .keras file. Received: source={str(path)!r} ({error}). "
-            "Save the model again with model.save('name.keras')."
-        ) from error
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise zipfile.BadZipFile(f"{damaged} is damaged")
+    except (zipfile.BadZipFile, KeyError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise _no_model(path, error) from error
     if safe_mode and (names := list(_lambda_layers(config))):
         raise UnsafeModelError(
             "A Lambda layer runs code from the file, so it is not loaded unasked. "
             f"Received: source={str(path)!r} with {', '.join(names)}. "
             "Pass safe_mode=False if you trust where the file comes from."
         )
-    return keras.models.load_model(path, safe_mode=safe_mode)
+    try:
+        return keras.models.load_model(path, safe_mode=safe_mode)
+    except (ValueError, TypeError, KeyError, OSError) as error:
+        raise _no_model(path, error) from error
+
+
+def _no_model(path: pathlib.Path, error: Exception) -> ArgumentError:
+    return ArgumentError(
+        "`source` must be a whole .keras file whose classes are known. "
+        f"Received: source={str(path)!r} ({type(error).__name__}: {str(error)[:500]}). "
+        "Save the model again with model.save('name.keras'); import its own classes before loading."
+    )
 
 
 def _lambda_layers(config: object) -> Iterator[str]:
     if isinstance(config, dict):
-        if config.get("class_name") == "Lambda":
-            yield str(config.get("config", {}).get("name", "lambda"))
-        for value in config.values():
-            yield from _lambda_layers(value)
+        if config.get("class_name") in ("Lambda", "__lambda__"):  # a layer, or a lambda elsewhere
+            inner = config.get("config")
+            yield str(inner.get("name", "a lambda") if isinstance(inner, dict) else "a lambda")
+        else:
+            for value in config.values():
+                yield from _lambda_layers(value)
     elif isinstance(config, list):
         for value in config:
             yield from _lambda_layers(value)
@@ -238,15 +263,15 @@ def transfer_weights(source: keras.Model, target: keras.Model) -> WeightTransfer
 
     Source: Keras's load_weights(by_name, skip_mismatch), between models in memory.
     """
-    givers = {entry.path: entry for entry in _weighted(source)}
+    givers = _by_place(source)
     by_name = collections.defaultdict(list)
     for entry in givers.values():
         by_name[entry.layer.name].append(entry)
 
     copied, skipped, used = [], [], set()
-    for entry in _weighted(target):
+    for place, entry in _by_place(target).items():
         named = by_name[entry.layer.name]
-        giver = givers.get(entry.path) or (named[0] if len(named) == 1 else None)
+        giver = givers.get(place) or (named[0] if len(named) == 1 else None)
         if giver is None:
             reason = (
                 f"the name is not unique in the source: {', '.join(each.path for each in named)}"
@@ -259,22 +284,27 @@ def transfer_weights(source: keras.Model, target: keras.Model) -> WeightTransfer
         else:
             for old, new in zip(giver.weights, entry.weights, strict=True):
                 new.assign(keras.ops.cast(old, new.dtype))
-            used.add(giver.path)
+            used.add(id(giver.layer))
             how = "same path" if giver.path == entry.path else f"same name as {giver.path}"
             copied.append(TransferEntry(entry.path, f"{how} and same shapes"))
     if not copied:
         raise ArgumentError(
             "At least one layer must have the same name and shapes in both models. "
-            f"Received: source={source.name!r} with layers {', '.join(list(givers)[:5])}; "
+            f"Received: source={source.name!r} with {', '.join(path for path, _ in list(givers)[:5])}; "
             f"target={target.name!r}, where {'; '.join(f'{s.path}: {s.reason}' for s in skipped[:3])}."
         )
-    unused = tuple(path for path in givers if path not in used)
+    unused = tuple(entry.path for entry in givers.values() if id(entry.layer) not in used)
     return WeightTransfer(tuple(copied), tuple(skipped), unused)
 
 
-def _weighted(model: keras.Model) -> list:
-    everything = select_layers(graph.require_model(model), lambda _: True)
-    return [entry for entry in everything.entries if entry.weights]
+def _by_place(model: keras.Model) -> dict[tuple[str, int], Any]:
+    """Returns the layers with weights by path, and by order where siblings share a name."""
+    places: dict[tuple[str, int], Any] = {}
+    for entry in select_layers(graph.require_model(model), lambda _: True).entries:
+        if entry.weights:
+            number = sum(path == entry.path for path, _ in places) if (entry.path, 0) in places else 0
+            places[entry.path, number] = entry
+    return places
 
 
 def _difference(source: list[keras.Variable], target: list[keras.Variable]) -> str | None:

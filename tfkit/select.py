@@ -6,7 +6,7 @@ import fnmatch
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Union
 
 import keras
 
@@ -16,7 +16,7 @@ from tfkit.errors import ArgumentError, ArgumentTypeError, LayerNotFoundError
 if TYPE_CHECKING:
     import pandas as pd
 
-Pattern = str | keras.Layer | Callable[[keras.Layer], bool]
+Pattern = Union[str, keras.Layer, "Selection", Callable[[keras.Layer], bool]]
 
 
 class _Entry(NamedTuple):
@@ -32,6 +32,13 @@ class Selection:
     Attributes:
         entries: For each layer its path, the layer, and those of its weights that the
             selection covers (all of them, unless only a part of a composite was named).
+
+    Examples:
+        >>> import keras, tfkit
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="a")])
+        >>> selection = tfkit.select_layers(model, "a")
+        >>> selection.paths, [variable.name for variable in selection.variables]
+        (('a',), ['kernel', 'bias'])
     """
 
     entries: tuple[_Entry, ...]
@@ -96,6 +103,9 @@ class _Index:
             hits = self._match_text(pattern)
         elif isinstance(pattern, keras.Layer):
             hits = [i for i, node in enumerate(self.nodes) if node.layer is pattern]
+        elif isinstance(pattern, Selection):
+            inside = {id(layer) for layer in pattern.layers}
+            hits = [i for i, node in enumerate(self.nodes) if id(node.layer) in inside]
         elif callable(pattern):
             hits = [i for i, node in enumerate(self.nodes) if pattern(node.layer)]
         else:
@@ -108,6 +118,8 @@ class _Index:
         return frozenset().union(*(self.atoms[i] for i in hits))
 
     def _match_text(self, pattern: str) -> list[int]:
+        if exact := self._exact(pattern):  # a name may hold what is a sign elsewhere
+            return exact
         if pattern.startswith("re:"):
             try:
                 expression = re.compile(pattern[3:])
@@ -124,7 +136,7 @@ class _Index:
             if "/" in pattern:
                 return [i for i, node in enumerate(self.nodes) if matches(node.path)]
             return [i for i, name in enumerate(self.names) if matches(name)]
-        return self._exact(pattern)
+        return []
 
     def _exact(self, name: str) -> list[int]:
         if "/" in name:
@@ -201,7 +213,7 @@ def select_layers(model: keras.Model, patterns: Pattern | Iterable[Pattern]) -> 
       contains a ``/``,
     - an inclusive range in model order, ``"encoder_conv4..encoder_conv6"``,
     - ``"re:<regex>"``, a full match on the path,
-    - a layer object, or a predicate ``layer -> bool``,
+    - a layer, a `Selection`, or a predicate ``layer -> bool``,
     - ``"!pattern"``, which removes what it matches from what stands before it. A list
       that begins with a removal begins with every layer.
 
@@ -234,7 +246,7 @@ def select_layers(model: keras.Model, patterns: Pattern | Iterable[Pattern]) -> 
     that match nothing are errors, after big_vision's optimizer rules.
     """
     index = _Index(graph.require_model(model))
-    if isinstance(patterns, str) or callable(patterns) or not isinstance(patterns, Iterable):
+    if isinstance(patterns, str | Selection) or callable(patterns) or not isinstance(patterns, Iterable):
         patterns = [patterns]
     chosen: frozenset[int] = frozenset()
     for number, pattern in enumerate(patterns):
@@ -269,8 +281,10 @@ def layer_table(model: keras.Model) -> "pd.DataFrame":
     import numpy as np
     import pandas as pd
 
-    rows = []
+    rows, counted = [], set()
     for path, layer, weights in select_layers(model, lambda _: True).entries:
+        weights = [weight for weight in weights if id(weight) not in counted]  # tied ones count once
+        counted.update(map(id, weights))
         if not weights:
             continue
         kernels = [np.asarray(each) for each in weights if len(each.shape) > 1 and "bias" not in each.name]

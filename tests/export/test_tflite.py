@@ -110,7 +110,8 @@ def test_int8_computes_in_integers_throughout(wide):
     interpreter = interpreter_of(wide["int8"])
     outside = {each["index"] for each in interpreter.get_input_details() + interpreter.get_output_details()}
     inside = [each for each in interpreter.get_tensor_details() if each["index"] not in outside]
-    assert {np.dtype(each["dtype"]).name for each in inside} == {"int8", "int32"}  # biases are int32
+    assert all(each["dtype"] in (np.int8, np.int32) for each in inside)  # a bias is int32
+    assert sum(each["dtype"] == np.int8 for each in inside) >= 6  # three kernels, three activations
 
 
 def test_a_file_stands_under_its_name_only_after_the_comparison(tmp_path, monkeypatch):
@@ -317,7 +318,7 @@ REFUSED = {
     "one array for two inputs": (pair_net, {"representative_data": np.ones((4, 2))}, tfkit.ArgumentError,
         r"`representative_data` must hold .*Received: .*\(2,\), \(3,\)"),
     "open sizes": (open_net, {}, tfkit.ArgumentError,
-        r"must have fixed sizes.*Received: model='open' with inputs \[\(1, None, None, 3\)\].*Pass input_shape"),
+        r"must have fixed sizes.*Received: model='open' with .*\(1, None, None, 3\).*Pass input_shape"),
     "input_shape of another rank": (open_net, {"input_shape": (8, 8)}, tfkit.ArgumentError,
         r"`input_shape` must agree.*Received: input_shape=\(8, 8\)"),
     "NaN": (nan_net, {}, tfkit.NonFiniteWeightsError,
@@ -327,7 +328,8 @@ REFUSED = {
     "NaN outside the graph": (nan_outside_the_graph_net, {}, tfkit.NonFiniteWeightsError,
         r"finite number.*Received: model='hybrid'.*extra/kernel.*Train again"),
     "unbuilt": (unbuilt, {}, tfkit.UnbuiltModelError, r"must be built.*Received: model='raw'.*keras\.Input"),
-    "no model": (lambda: 7, {}, tfkit.ArgumentTypeError, r"must be a Keras 3 model.*Received: model=7.*Load a file"),
+    "no model": (lambda: 7, {}, tfkit.ArgumentTypeError,
+        r"must be a Keras 3 model.*Received: model=7.*Load a file"),
     "subclassed": (models.subclassed_net, {}, tfkit.UnbuiltModelError,
         r"must know its inputs.*Received: model='subclassed'.*Wrap it"),
 }  # fmt: skip

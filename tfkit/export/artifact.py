@@ -26,6 +26,10 @@ class Parity:
         rms_error: Root mean square of the difference, in the output's unit.
         tolerance: What `relative_error` may be at most.
         samples: How many inputs were compared.
+
+    Examples:
+        >>> Parity(0.002, 0.001, 0.0005, tolerance=0.01, samples=8).passed
+        True
     """
 
     max_abs_error: float
@@ -50,6 +54,13 @@ class Artifact:
         precision: ``"float32"``, ``"float16"`` or ``"int8"``.
         size_bytes: Bytes on disk.
         parity: How far its outputs are from Keras's.
+
+    Examples:
+        >>> import pathlib, tempfile, numpy as np, tfkit
+        >>> model = tfkit.models.build_encoder_decoder((8, 8, 3), filters=(4,), output_channels=1)
+        >>> artifact = tfkit.export_tflite(model, pathlib.Path(tempfile.mkdtemp(), "model.tflite"))
+        >>> artifact.predict(np.zeros((5, 8, 8, 3))).shape
+        (5, 8, 8, 1)
     """
 
     path: pathlib.Path

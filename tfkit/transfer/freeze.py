@@ -8,6 +8,7 @@ import keras
 from tfkit import graph
 from tfkit.errors import ArgumentError
 from tfkit.select import Pattern, select_layers
+from tfkit.transfer.rebind import rebind_optimizer
 
 
 def configure_base_model(
@@ -67,9 +68,8 @@ def configure_base_model(
         frozen = batch_norm == "frozen" and isinstance(layer, keras.layers.BatchNormalization)
         if frozen:
             layer.trainable = False
-        for variable in graph.own_variables(layer):
-            if id(variable) not in chosen:
-                variable.trainable = False
+        for variable in graph.learnable_variables(layer):
+            variable.trainable = id(variable) in chosen and not frozen
     refresh_training(base_model)
     return base_model
 
@@ -85,66 +85,3 @@ def refresh_training(model: keras.Model) -> None:
         rebind_optimizer(model.optimizer, model.trainable_variables)
     if model.train_function is not None:
         model.make_train_function(force=True)
-
-
-def rebind_optimizer(optimizer: keras.optimizers.Optimizer, variables: list[keras.Variable]) -> None:
-    """Gives a built optimizer another set of variables, in place.
-
-    `iterations`, the rate and the state of variables that stay are kept. A variable
-    that is new starts with zero state, and its moving average (`use_ema`) with the
-    variable's own value.
-    """
-    inner = getattr(optimizer, "inner_optimizer", None)
-    if inner is not None:  # LossScaleOptimizer: the state lives in the inner one
-        rebind_optimizer(inner, variables)
-        optimizer._trainable_variables = variables[:]
-        optimizer._trainable_variables_indices = {
-            optimizer._var_key(variable): i for i, variable in enumerate(variables)
-        }
-        return
-    before = dict(optimizer._trainable_variables_indices)
-    keys = [optimizer._var_key(variable) for variable in variables]
-    if list(before) == keys:
-        return
-
-    slots = _slots(optimizer, len(before))
-    kept = (optimizer._iterations, optimizer._learning_rate)
-    scalars = {
-        name: value
-        for name, value in vars(optimizer).items()
-        if isinstance(value, keras.Variable) and not any(value is each for each in kept)
-    }
-    for variable in optimizer.variables:
-        if not any(variable is each for each in kept):
-            optimizer._untrack_variable(variable)
-    optimizer._trainable_variables_indices = {}
-    optimizer.built = False
-    with (
-        optimizer._distribution_strategy.scope(),
-        keras.name_scope(optimizer.name, caller=optimizer),
-    ):
-        optimizer.build(variables)
-    optimizer.built = True
-
-    for name, old in scalars.items():
-        getattr(optimizer, name).assign(old)
-    for name, new in _slots(optimizer, len(variables)).items():
-        for place, (key, variable) in enumerate(zip(keys, variables, strict=True)):
-            if new[place] is None:
-                continue
-            if key in before and name in slots:
-                new[place].assign(slots[name][before[key]])
-            elif name == "_model_variables_moving_average":
-                new[place].assign(variable)
-
-
-def _slots(optimizer: keras.optimizers.Optimizer, count: int) -> dict[str, list]:
-    """Returns the optimizer's per-variable state: attribute name -> one entry a variable."""
-    return {
-        name: list(value)
-        for name, value in vars(optimizer).items()
-        if name not in ("_variables", "_trainable_variables")
-        and isinstance(value, list)
-        and len(value) == count
-        and all(each is None or isinstance(each, keras.Variable) for each in value)
-    }

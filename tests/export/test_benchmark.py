@@ -1,0 +1,213 @@
+"""The benchmark: its columns, its order of runs, and its arithmetic on a clock of our own."""
+
+import gzip
+import types
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+from keras import layers
+
+import tfkit
+from tests.export.test_artifact import PARITY, module_of
+from tests.export.test_signature import net, pair_net
+
+COLUMNS = [
+    "name",
+    "kind",
+    "precision",
+    "latency_ms",
+    "latency_low_ms",
+    "latency_high_ms",
+    "size_bytes",
+    "gzip_bytes",
+]
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exported")
+    return [
+        tfkit.export_tflite(net(), folder / "model.tflite", precision="float16"),
+        tfkit.export_saved_model(net(), folder / "model"),
+    ]
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Two files that look like artifacts; fake runners stand in for them."""
+    paths = [tmp_path / "a.tflite", tmp_path / "b.tflite"]
+    for path in paths:
+        path.write_bytes(b"\0\0\0\0TFL3" + path.name.encode() * 50)
+    return paths
+
+
+class Bench:
+    """Replaces runtime and clock: a run takes as long as `seconds` says."""
+
+    def __init__(self, monkeypatch):
+        self.now, self.calls, self.threads, self.seconds = 0.0, [], [], lambda name, number: 0.001
+        module = module_of("benchmark")
+        monkeypatch.setattr(module, "load_runner", self.load)
+        monkeypatch.setattr(module, "time", types.SimpleNamespace(perf_counter=lambda: self.now))
+
+    def load(self, path, *, threads=1):
+        self.threads.append(threads)
+
+        def run(arrays):
+            number = sum(name == path.name for name, _ in self.calls)
+            self.calls.append((path.name, arrays))
+            self.now += self.seconds(path.name, number)
+            return arrays
+
+        run.zeros = lambda: [f"zeros of {path.name}"]
+        return run
+
+    @property
+    def order(self):
+        return "".join(name[0] for name, _ in self.calls)
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    return Bench(monkeypatch)
+
+
+# On real artifacts.
+
+
+def test_the_table_has_a_row_for_each_artifact(exported):
+    table = tfkit.benchmark(exported, runs=2)
+    assert list(table.columns) == COLUMNS
+    assert table[["name", "kind", "precision"]].values.tolist() == [
+        ["model.tflite", "tflite", "float16"],
+        ["model", "saved_model", "float32"],
+    ]
+
+
+def test_latencies_are_positive_and_ordered(exported):
+    table = tfkit.benchmark(exported, runs=5)
+    assert (table.latency_low_ms > 0).all()
+    assert (table.latency_low_ms <= table.latency_ms).all()
+    assert (table.latency_ms <= table.latency_high_ms).all()
+
+
+def test_sizes_are_those_on_disk_and_after_gzip(exported):
+    table = tfkit.benchmark(exported, runs=1)
+    for artifact, row in zip(exported, table.itertuples(), strict=True):
+        files = (
+            [artifact.path]
+            if artifact.path.is_file()
+            else [p for p in artifact.path.rglob("*") if p.is_file()]
+        )
+        assert row.size_bytes == sum(each.stat().st_size for each in files)
+        assert row.gzip_bytes == sum(len(gzip.compress(each.read_bytes(), 9)) for each in files)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_inputs_of_any_float_type_are_taken(exported, dtype):
+    assert len(tfkit.benchmark(exported, runs=1, x=np.ones((1, 6), dtype))) == 2
+
+
+def test_several_inputs_are_taken(tmp_path):
+    artifact = tfkit.export_tflite(pair_net(), tmp_path / "model.tflite")
+    assert (
+        len(tfkit.benchmark([artifact], runs=1, x=[np.ones((1, 2), "float32"), np.ones((1, 3), "float32")]))
+        == 1
+    )
+
+
+def test_without_inputs_open_sizes_become_one(tmp_path):
+    inputs = keras.Input((None, None, 3))
+    artifact = tfkit.export_saved_model(keras.Model(inputs, layers.ReLU()(inputs)), tmp_path / "model")
+    assert len(tfkit.benchmark([artifact], runs=1)) == 1
+
+
+# On fake runners.
+
+
+def test_runs_are_interleaved(bench, files):
+    tfkit.benchmark(files, runs=4)
+    assert bench.order == "ab" * (3 + 4)
+
+
+@pytest.mark.parametrize(("runs", "warmup"), [(1, 3), (30, 3), (50, 5), (100, 10)])
+def test_a_tenth_of_the_rounds_and_at_least_three_warm_up(bench, files, runs, warmup):
+    tfkit.benchmark(files[:1], runs=runs)
+    assert len(bench.calls) == warmup + runs
+
+
+def test_the_latency_is_the_median_in_milliseconds(bench, files):
+    bench.seconds = lambda name, number: (number - 2) / 1000 * (1 if name[0] == "a" else 7)
+    table = tfkit.benchmark(files, runs=11)  # after three rounds of warm-up 1, 2, … 11 ms
+    assert table.latency_ms.tolist() == pytest.approx([6, 42])
+    assert table.latency_low_ms.tolist() == pytest.approx([2, 14])
+    assert table.latency_high_ms.tolist() == pytest.approx([10, 70])
+
+
+def test_the_warm_up_does_not_count(bench, files):
+    bench.seconds = lambda name, number: 9.0 if number < 3 else 0.002
+    table = tfkit.benchmark(files, runs=5)
+    assert table.latency_high_ms.tolist() == pytest.approx([2, 2])
+
+
+def test_one_run_gives_one_latency(bench, files):
+    table = tfkit.benchmark(files[:1], runs=1)
+    assert table.iloc[0, 3:6].tolist() == pytest.approx([1, 1, 1])
+
+
+def test_threads_reach_the_runtime(bench, files):
+    tfkit.benchmark(files, runs=1, threads=2)
+    assert bench.threads == [2, 2]
+
+
+def test_without_inputs_each_artifact_runs_on_its_own_zeros(bench, files):
+    tfkit.benchmark(files, runs=1)
+    assert bench.calls[:2] == [("a.tflite", ["zeros of a.tflite"]), ("b.tflite", ["zeros of b.tflite"])]
+
+
+def test_a_dict_names_the_rows(bench, files):
+    table = tfkit.benchmark({"small": files[0], "large": str(files[1])}, runs=1)
+    assert table.name.tolist() == ["small", "large"]
+
+
+def test_the_precision_is_told_where_it_is_known(bench, files):
+    artifact = tfkit.Artifact(files[0], "tflite", "int8", 1, PARITY)
+    known, unknown = tfkit.benchmark([artifact, files[1]], runs=1).precision
+    assert known == "int8"
+    assert pd.isna(unknown)
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize("artifacts", [[], {}, ()], ids=str)
+def test_nothing_to_measure_is_refused(artifacts):
+    with pytest.raises(
+        tfkit.ArgumentError, match=r"`artifacts` must hold at least one.*Received: artifacts="
+    ):
+        tfkit.benchmark(artifacts)
+
+
+@pytest.mark.parametrize("name", ["runs", "threads"])
+@pytest.mark.parametrize("value", [0, -1, 1.5, "3"])
+def test_a_count_below_one_is_refused(bench, files, name, value):
+    with pytest.raises(
+        tfkit.ArgumentError, match=rf"`{name}` must be at least 1.*Received: {name}={value!r}"
+    ):
+        tfkit.benchmark(files, **{name: value})
+
+
+def test_a_path_without_an_artifact_is_refused(tmp_path):
+    with pytest.raises(
+        tfkit.ArgumentError, match=r"\.tflite file or a SavedModel.*Received: path=.*which is neither"
+    ):
+        tfkit.benchmark([tmp_path / "missing.tflite"])
+
+
+def test_an_artifact_that_cannot_be_loaded_is_an_export_error(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "saved_model.pb").write_bytes(b"no protocol buffer")
+    with pytest.raises(tfkit.ExportError, match=r"able to load.*Received: path=.*Export it again"):
+        tfkit.benchmark([tmp_path / "model"])
