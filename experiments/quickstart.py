@@ -80,7 +80,7 @@ class Config:
 
 
 QUICK = Config(
-    pretrain_epochs=2, compare_epochs=1, trials=2, trial_epochs=1, tune_epochs=2, refine_epochs=3, runs=10
+    pretrain_epochs=2, compare_epochs=1, trials=2, trial_epochs=1, tune_epochs=1, refine_epochs=2, runs=10
 )
 BATCH = 8
 
@@ -200,7 +200,7 @@ class Job:
         if sparsity:
             steps = config.refine_epochs * self._steps(self.new.train)
             schedule = tfkit.PolynomialDecay(
-                0.3, sparsity, begin_step=1, end_step=1 + steps // 3, frequency=1
+                0.3, sparsity, begin_step=1, end_step=1 + 2 * (steps // 6), frequency=2
             )
             first, *_, last = tfkit.layer_table(model).path  # 0.4% of the weights, next to the pixels
             tfkit.prune_low_magnitude(model, schedule, layers=["*", f"!{first}", f"!{last}"])

@@ -6,6 +6,7 @@ whether the model is fit for use.
 
 import dataclasses
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import keras
 
@@ -81,6 +82,12 @@ def descend(nodes: Iterable[Node]) -> Iterator[Node]:
     for node in nodes:
         yield node
         yield from descend(node.children)
+
+
+def input_structure(model: keras.Model) -> Any:
+    """Returns a model's inputs in the structure in which it is called: one, a list, a dict."""
+    functional = getattr(model, "_functional", None) or model  # a Sequential wraps one
+    return getattr(functional, "_inputs_struct", model.inputs)
 
 
 def own_variables(layer: keras.Layer) -> list[keras.Variable]:

@@ -174,7 +174,7 @@ def test_a_model_that_is_being_pruned_is_exported(tmp_path):
     np.testing.assert_allclose(got, model(X[:1]), atol=1e-5)
 
 
-@pytest.mark.parametrize("precision", TOLERANCE)
+@pytest.mark.parametrize("precision", ["float32", "int8"])
 @pytest.mark.parametrize("pack", [list, dict])
 def test_several_inputs_and_outputs_keep_their_order(tmp_path, pack, precision):
     model = pair_net(pack)
@@ -205,7 +205,7 @@ def test_more_than_ten_outputs_keep_their_order(tmp_path):
     )
 
 
-@pytest.mark.parametrize("precision", TOLERANCE)
+@pytest.mark.parametrize("precision", ["float32", "int8"])
 def test_integer_inputs_stay_integers(tmp_path, precision):
     inputs = keras.Input((5,), dtype="int32")
     model = keras.Model(inputs, layers.Dense(2)(layers.Flatten()(layers.Embedding(10, 4)(inputs))))
@@ -219,7 +219,7 @@ def test_integer_inputs_stay_integers(tmp_path, precision):
     )
 
 
-@pytest.mark.parametrize("precision", TOLERANCE)
+@pytest.mark.parametrize("precision", ["float32", "int8"])
 def test_the_batch_size_is_fixed_in_the_file(tmp_path, precision):
     inputs = keras.Input((4, 4, 2))
     model = keras.Model(inputs, layers.Dense(2)(layers.Flatten()(layers.Conv2D(3, 3)(inputs))))

@@ -46,7 +46,7 @@ def mask_by_tfmot(weights, sparsity):
 
 @pytest.mark.parametrize("elements", [FINITE, FEW_VALUES, DENORMAL], ids=["finite", "ties", "denormal"])
 def test_the_mask_is_the_one_that_sorting_gives(elements):
-    @settings(deadline=None, max_examples=60)
+    @settings(deadline=None, max_examples=40)
     @given(weights_of(elements), SPARSITIES)
     def check(weights, sparsity):
         np.testing.assert_array_equal(magnitude_mask(weights, sparsity), mask_by_sorting(weights, sparsity))
@@ -54,7 +54,7 @@ def test_the_mask_is_the_one_that_sorting_gives(elements):
     check()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(weights_of(st.floats(-(2.0**60), 2.0**60, width=32, allow_subnormal=False) | FEW_VALUES), SPARSITIES)
 def test_the_mask_is_the_one_that_tfmot_draws(weights, sparsity):
     np.testing.assert_array_equal(magnitude_mask(weights, sparsity), mask_by_tfmot(weights, sparsity))

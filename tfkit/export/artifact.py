@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from tfkit.errors import OutputPathError
-from tfkit.export.runtime import Kind, kind_of, load_runner
+from tfkit.export.runtime import Kind, kind_of, load_runner, run_samples
 from tfkit.report.measure import disk_bytes
 
 
@@ -70,7 +70,7 @@ class Artifact:
     parity: Parity
 
     def predict(self, x: Any) -> np.ndarray | list[np.ndarray]:
-        """Runs the artifact, one sample at a time, as a device with batch 1 would.
+        """Runs the artifact on any number of samples, in batches of its own size.
 
         Args:
             x: Inputs ``(samples, …)``: an array, or a list of arrays, one an input.
@@ -79,13 +79,9 @@ class Artifact:
             The outputs ``(samples, …)``; a list if the model has several.
 
         Raises:
-            ExportError: If the runtime cannot load the artifact.
+            ExportError: If the runtime cannot load the artifact, or it takes other inputs.
         """
-        run = load_runner(self.path)
-        arrays = list(x) if isinstance(x, (list, tuple)) else [x]
-        arrays = [np.asarray(each, like.dtype) for each, like in zip(arrays, run.zeros(), strict=True)]
-        answers = [run([each[i : i + 1] for each in arrays]) for i in range(len(arrays[0]))]
-        outputs = [np.concatenate(parts) for parts in zip(*answers, strict=True)]
+        outputs = run_samples(load_runner(self.path), x if isinstance(x, list | tuple) else [x])
         return outputs[0] if len(outputs) == 1 else outputs
 
     @classmethod
@@ -94,11 +90,12 @@ class Artifact:
         return cls(path, kind_of(path), precision, disk_bytes(path), parity)
 
 
-def output_path(path: str | os.PathLike) -> pathlib.Path:
-    """Returns `path`, having made sure that something can be written there.
+def output_path(path: str | os.PathLike, kind: Kind) -> pathlib.Path:
+    """Returns `path`, having made sure that an artifact can be written there.
 
     Raises:
-        OutputPathError: If its folder cannot be made or written to.
+        OutputPathError: If its folder cannot be made or written to, or something other
+            than an artifact of that kind stands there, which is not ours to replace.
     """
     path = pathlib.Path(path)
     try:
@@ -111,6 +108,17 @@ def output_path(path: str | os.PathLike) -> pathlib.Path:
             f"Received: path={str(path)!r} ({error}). "
             "Choose another place or change its permissions."
         ) from error
+    ours = path.is_file() if kind == "tflite" else (path / "saved_model.pb").is_file()
+    if (
+        path.exists()
+        and not ours
+        and not (path.is_dir() and kind == "saved_model" and not any(path.iterdir()))
+    ):
+        raise OutputPathError(
+            f"An export replaces an older {'file' if kind == 'tflite' else 'SavedModel'}, nothing else. "
+            f"Received: path={str(path)!r}, where a {'folder' if path.is_dir() else 'file'} stands. "
+            "Choose another place or move it away."
+        )
     return path
 
 
@@ -121,12 +129,17 @@ def staged(path: pathlib.Path) -> Iterator[pathlib.Path]:
     Whatever interrupts the block, nothing half-written stands under `path`, and what
     stood there before still does.
     """
-    folder = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+    folder = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name[:100]}.", suffix=".partial", dir=path.parent))
     try:
-        temporary = folder / path.name
+        temporary, before = folder / path.name, folder / "before"
         yield temporary
         if path.is_dir():  # a directory cannot be replaced in one move
-            path.rename(folder / "before")
-        os.replace(temporary, path)
+            path.rename(before)
+        try:
+            os.replace(temporary, path)
+        except OSError:
+            if before.exists():
+                before.rename(path)
+            raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)

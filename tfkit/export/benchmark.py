@@ -20,7 +20,11 @@ Given = Artifact | str | os.PathLike
 
 
 def benchmark(
-    artifacts: Sequence[Given] | Mapping[str, Given], *, runs: int = 50, threads: int = 1, x: Any = None
+    artifacts: Given | Sequence[Given] | Mapping[str, Given],
+    *,
+    runs: int = 50,
+    threads: int = 1,
+    x: Any = None,
 ) -> "pd.DataFrame":
     """Measures artifacts against each other, their runs interleaved.
 
@@ -29,7 +33,7 @@ def benchmark(
     three, warm up and do not count.
 
     Args:
-        artifacts: `Artifact`s or paths, in a list, or named in a dict.
+        artifacts: `Artifact`s or paths: one, a list, or named in a dict.
         runs: Rounds that count, at least 1.
         threads: Threads of a TFLite artifact; a SavedModel uses TensorFlow's setting.
         x: One batch to run on: an array, or a list of arrays (one an input). None takes
@@ -54,6 +58,8 @@ def benchmark(
     """
     import pandas as pd
 
+    if isinstance(artifacts, Given):
+        artifacts = [artifacts]
     named = artifacts.items() if isinstance(artifacts, Mapping) else [(None, each) for each in artifacts]
     if not named:
         raise ArgumentError(f"`artifacts` must hold at least one. Received: artifacts={artifacts!r}.")
@@ -74,14 +80,25 @@ def benchmark(
             }
         )
         run = load_runner(path, threads=threads)
-        calls.append(
-            (run, run.zeros() if x is None else x if isinstance(x, (list, tuple)) else [np.asarray(x)])
-        )
+        calls.append((run, _batch(run, x)))
     for row, seconds in zip(rows, _interleave(calls, runs), strict=True):
         low, median, high = np.percentile(1000 * np.asarray(seconds), [10, 50, 90])
         row |= {"latency_ms": median, "latency_low_ms": low, "latency_high_ms": high}
     columns = ["name", "kind", "precision", "latency_ms", "latency_low_ms", "latency_high_ms"]
     return pd.DataFrame(rows, columns=[*columns, "size_bytes", "gzip_bytes"])
+
+
+def _batch(run: Runner, x: Any) -> list[np.ndarray]:
+    """Returns `x` in the types of the artifact's inputs, or zeros."""
+    zeros = run.zeros()
+    if x is None:
+        return zeros
+    arrays = x if isinstance(x, list | tuple) else [x]
+    if len(arrays) != len(zeros):
+        raise ArgumentError(
+            f"`x` must hold one array an input. Received: {len(arrays)} arrays for {len(zeros)} inputs."
+        )
+    return [np.asarray(array, like.dtype) for array, like in zip(arrays, zeros, strict=True)]
 
 
 def _interleave(calls: list[tuple[Runner, list[np.ndarray]]], runs: int) -> list[list[float]]:

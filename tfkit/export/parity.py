@@ -8,9 +8,9 @@ import keras
 import numpy as np
 
 from tfkit import graph
-from tfkit.errors import ParityError
+from tfkit.errors import ExportError, ParityError
 from tfkit.export.artifact import Artifact, Parity
-from tfkit.export.runtime import Runner, load_runner
+from tfkit.export.runtime import Runner, load_runner, run_samples
 from tfkit.export.signature import input_specs, samples, serving_function
 
 TOLERANCE = {"float32": 1e-5, "float16": 1e-2, "int8": 0.25}
@@ -26,8 +26,7 @@ def check_parity(
     """Runs an artifact and the Keras model on the same inputs and compares.
 
     ``relative_error = max |artifact(x) - model(x)| / max |model(x)|`` over all outputs.
-    A `.tflite` file runs on LiteRT, sample by sample if its batch is fixed at one; a
-    SavedModel runs through ``tf.saved_model.load``.
+    A `.tflite` file runs on LiteRT, a SavedModel through ``tf.saved_model.load``.
 
     Args:
         model: The Keras model that the artifact was made from.
@@ -61,29 +60,24 @@ def check_parity(
     return compare(model, load_runner(path), arrays, limit)
 
 
-def compare(
-    model: keras.Model,
-    run: Runner,
-    arrays: list[np.ndarray],
-    tolerance: float,
-    batch_size: int = 1,
-) -> Parity:
-    """Compares a loaded artifact with the model, batch by batch."""
+def compare(model: keras.Model, run: Runner, arrays: list[np.ndarray], tolerance: float) -> Parity:
+    """Compares a loaded artifact with the model on samples, one array an input."""
     serve = serving_function(model)
-    worst = scale = square = 0.0
-    count = 0
-    for place in range(0, len(arrays[0]), batch_size):
-        sample = [array[place : place + batch_size] for array in arrays]
-        for expected, got in zip(serve(*sample), run(sample), strict=True):
-            expected = np.asarray(expected, dtype="float64")
-            difference = np.abs(np.asarray(got, dtype="float64") - expected)
-            worst = max(worst, difference.max() if np.isfinite(difference).all() else np.inf)
-            scale = max(scale, float(np.abs(expected).max()))
-            square += float((difference**2).sum())
-            count += difference.size
+    wanted = [serve(*(array[place : place + 1] for array in arrays)) for place in range(len(arrays[0]))]
+    expected = [np.concatenate(parts).astype("float64") for parts in zip(*wanted, strict=True)]
+    got = [np.asarray(output, dtype="float64") for output in run_samples(run, arrays)]
+    if [output.shape for output in got] != [output.shape for output in expected]:
+        raise ExportError(
+            "An artifact must put out what the model does. "
+            f"Received: outputs of shape {[output.shape for output in got]}; "
+            f"the model's are {[output.shape for output in expected]}."
+        )
+    differences = np.concatenate([np.abs(a - b).ravel() for a, b in zip(got, expected, strict=True)])
+    worst = float(differences.max()) if np.isfinite(differences).all() else np.inf
+    scale = max(float(np.abs(output).max()) for output in expected)
     relative = worst / scale if scale else (0.0 if worst == 0 else np.inf)
-    rms = float(np.sqrt(square / count))
-    return Parity(float(worst), float(relative), rms, tolerance, len(arrays[0]))
+    rms = float(np.sqrt(np.mean(differences**2)))
+    return Parity(worst, relative, rms, tolerance, len(arrays[0]))
 
 
 def require_parity(parity: Parity, precision: str) -> Parity:

@@ -12,7 +12,7 @@ Kind = Literal["saved_model", "tflite"]
 
 
 class Runner(Protocol):
-    """A loaded artifact: a function from input arrays to output arrays, in model order."""
+    """A loaded artifact: a function from one batch of inputs to its outputs, in model order."""
 
     def __call__(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]: ...
 
@@ -49,15 +49,59 @@ def load_runner(path: pathlib.Path, *, threads: int = 1) -> Runner:
         ArgumentError: If nothing of either kind stands there.
         ExportError: If the runtime cannot load it.
     """
+    kind = kind_of(path)
     try:
-        if kind_of(path) == "tflite":
-            return _LiteRT(path, threads)
-        return _SavedModel(path)
-    except (RuntimeError, OSError, KeyError) as error:
+        return _LiteRT(path, threads) if kind == "tflite" else _SavedModel(path)
+    except (RuntimeError, ValueError, OSError, KeyError) as error:
         raise ExportError(
             "The runtime must be able to load the artifact. "
             f"Received: path={str(path)!r} ({error}). Export it again."
         ) from error
+
+
+def run_samples(run: Runner, samples: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Runs any number of samples, in batches of the size that the artifact takes.
+
+    Args:
+        run: A loaded artifact.
+        samples: One array for each input, ``(samples, …)``; cast to the inputs' types.
+
+    Returns:
+        One array for each output, ``(samples, …)``.
+
+    Raises:
+        ExportError: If the artifact takes other inputs.
+    """
+    like = run.zeros()
+    if len(like) != len(samples):
+        raise ExportError(
+            f"An artifact takes one array an input. Received: {len(samples)} arrays for {len(like)} inputs."
+        )
+    arrays = [np.asarray(array, zeros.dtype) for array, zeros in zip(samples, like, strict=True)]
+    count, batch = len(arrays[0]), len(like[0])
+    padded = [np.resize(array, (-(-count // batch) * batch, *array.shape[1:])) for array in arrays]
+    try:
+        answers = [
+            run([array[start : start + batch] for array in padded]) for start in range(0, count, batch)
+        ]
+    except (RuntimeError, ValueError, _tensorflow_error()) as error:
+        raise ExportError(
+            "An artifact runs on samples shaped like its inputs. "
+            f"Received: samples of shape {[array.shape[1:] for array in arrays]} for inputs of shape "
+            f"{[zeros.shape[1:] for zeros in like]} ({str(error)[:300]})."
+        ) from error
+    return [np.concatenate(parts)[:count] for parts in zip(*answers, strict=True)]
+
+
+def _tensorflow_error() -> type[Exception]:
+    import tensorflow as tf
+
+    return tf.errors.OpError
+
+
+def _by_number(name: str) -> tuple[int, str]:
+    """Orders output_2 before output_10."""
+    return len(name), name
 
 
 class _LiteRT:
@@ -67,7 +111,7 @@ class _LiteRT:
         self._interpreter = Interpreter(model_path=str(path), num_threads=threads)
         self._run = self._interpreter.get_signature_runner()  # allocates and validates
         self._inputs = self._run.get_input_details()
-        self._outputs = sorted(self._run.get_output_details())
+        self._outputs = sorted(self._run.get_output_details(), key=_by_number)
 
     def __call__(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         answer = self._run(**dict(zip(sorted(self._inputs), arrays, strict=True)))
@@ -85,7 +129,7 @@ class _SavedModel:
         self._loaded = tf.saved_model.load(str(path))  # its variables live as long as this does
         self._serve = self._loaded.signatures["serving_default"]
         self._specs = self._serve.structured_input_signature[1]
-        self._outputs = sorted(self._serve.structured_outputs)
+        self._outputs = sorted(self._serve.structured_outputs, key=_by_number)
 
     def __call__(self, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         import tensorflow as tf

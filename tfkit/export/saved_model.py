@@ -53,7 +53,7 @@ def export_saved_model(
     graph.require_finite(graph.require_model(model))
     specs = input_specs(model, batch_size=None)
     arrays = random_samples(specs) if representative_data is None else samples(representative_data, specs)
-    path = output_path(path)
+    path = output_path(path, "saved_model")
     with staged(path) as temporary:
         write_saved_model(model, temporary, specs)
         parity = compare(model, load_runner(temporary), [each[:8] for each in arrays], TOLERANCE["float32"])

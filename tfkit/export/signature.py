@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfkit import graph
 from tfkit.errors import ArgumentError, UnbuiltModelError
 
 MOST_SAMPLES = 128
@@ -65,7 +66,7 @@ def serving_function(model: keras.Model) -> Any:
     """Returns the model in inference mode as a function of its inputs, one by one."""
 
     def serve(*inputs: Any) -> list[Any]:
-        packed = keras.tree.pack_sequence_as(model.input, list(inputs))
+        packed = keras.tree.pack_sequence_as(graph.input_structure(model), list(inputs))
         return keras.tree.flatten(model(packed, training=False))
 
     return serve
@@ -92,20 +93,21 @@ def samples(data: Any, specs: Sequence[tf.TensorSpec], name: str = "representati
                 break
         arrays = [np.concatenate(parts) for parts in zip(*batches)]
     else:
-        arrays = [
-            np.asarray(each)
-            for each in (data if isinstance(data, (list, tuple)) and len(specs) > 1 else [data])
-        ]
+        several = isinstance(data, list | tuple) and len(data) == len(specs)
+        # a list of samples for one input is an array as well; its rank tells
+        several = several and all(np.ndim(each) == len(spec.shape) for each, spec in zip(data, specs))
+        arrays = [np.asarray(each) for each in (data if several else [data])]
     wanted = [tuple(spec.shape[1:]) for spec in specs]
     got = [array.shape[1:] for array in arrays]
     fits = len(got) == len(wanted) and all(
         len(a) == len(b) and all(want is None or want == have for have, want in zip(a, b))
         for a, b in zip(got, wanted)
     )
-    if not fits or not all(len(array) for array in arrays):
+    if not fits or not len(arrays[0]) or len({len(array) for array in arrays}) > 1:
         raise ArgumentError(
-            f"`{name}` must hold at least one sample, shaped like the model's inputs. "
-            f"Received: {name} with samples of shape {got}; the model takes {wanted}."
+            f"`{name}` must hold at least one sample, shaped like the model's inputs, as many for each. "
+            f"Received: {name} with {[len(array) for array in arrays]} samples of shape {got}; "
+            f"the model takes {wanted}."
         )
     return [array[:MOST_SAMPLES].astype(spec.dtype.as_numpy_dtype) for array, spec in zip(arrays, specs)]
 

@@ -1,5 +1,6 @@
 """TFLite files: float32, float16 and full int8."""
 
+import numbers
 import os
 import pathlib
 import tempfile
@@ -84,10 +85,10 @@ def export_tflite(
             "int8 needs `representative_data` to find the range of every activation. "
             "Received: representative_data=None. Pass about 100 inputs as the device will see them."
         )
-    if not isinstance(batch_size, int) or batch_size < 1:
+    if not isinstance(batch_size, numbers.Integral) or batch_size < 1:
         raise ArgumentError(f"`batch_size` must be at least 1. Received: batch_size={batch_size!r}.")
     graph.require_finite(graph.require_model(model))
-    specs = input_specs(model, batch_size=batch_size, input_shape=input_shape)
+    specs = input_specs(model, batch_size=int(batch_size), input_shape=input_shape)
     if any(size is None for spec in specs for size in spec.shape):
         raise ArgumentError(
             "A TFLite file must have fixed sizes. "
@@ -95,11 +96,10 @@ def export_tflite(
             "Pass input_shape=(height, width, channels)."
         )
     arrays = random_samples(specs) if representative_data is None else samples(representative_data, specs)
-    path = output_path(path)
+    path = output_path(path, "tflite")
     with staged(path) as temporary:
         temporary.write_bytes(_convert(model, specs, precision, arrays))
-        proof = [_whole_batches(each[: max(8, batch_size)], batch_size) for each in arrays]
-        parity = compare(model, load_runner(temporary), proof, TOLERANCE[precision], batch_size)
+        parity = compare(model, load_runner(temporary), [each[:8] for each in arrays], TOLERANCE[precision])
         require_parity(parity, precision)
     return Artifact.at(path, precision, parity)
 

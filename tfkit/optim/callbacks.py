@@ -8,6 +8,7 @@ With ``steps_per_execution=n`` Keras calls callbacks once every n steps: the rat
 change only between executions, and the curve is read at the first step of each.
 """
 
+import weakref
 from typing import Any, Literal
 
 import keras
@@ -105,6 +106,8 @@ class WarmupCosine(LearningRateCurve):
         start: float = 0.0,
         final: float = 0.0,
     ):
+        for name, count in (("warmup_steps", warmup_steps), ("total_steps", total_steps)):
+            curves.require_count(name, count, least=0)
         if warmup_steps >= total_steps:
             raise ArgumentError(
                 "`warmup_steps` must be below `total_steps`, which include it. "
@@ -125,12 +128,16 @@ class ReduceLROnPlateau(keras.callbacks.ReduceLROnPlateau):
         monitor: The quantity in the logs to watch.
         factor: What the rate is multiplied by, below 1.
         patience: Epochs without improvement before the rate falls.
+        verbose: 1 prints a line when the rate falls.
+        mode: ``"min"``, ``"max"``, or ``"auto"`` to go by the quantity's name.
+        min_delta: The least change that counts as improvement.
+        cooldown: Epochs to wait after a fall.
+        min_lr: The rate does not fall below it.
         warmup_steps: Updates of the rise, at least 0.
-        **kwargs: Keras's own arguments: `verbose`, `mode`, `min_delta`, `cooldown`, `min_lr`.
 
     Raises:
-        ArgumentError: If `factor` is not in (0, 1) or `warmup_steps` is negative; at the
-            start of training, if the optimizer owns a schedule already.
+        ArgumentError: If `factor` is not in (0, 1), `mode` is unknown or `warmup_steps` is
+            negative; at the start of training, if the optimizer owns a schedule already.
 
     Examples:
         >>> import tfkit
@@ -146,49 +153,64 @@ class ReduceLROnPlateau(keras.callbacks.ReduceLROnPlateau):
         monitor: str = "val_loss",
         factor: float = 0.1,
         patience: int = 10,
-        *args: Any,
+        verbose: int = 0,
+        mode: Literal["auto", "min", "max"] = "auto",
+        min_delta: float = 1e-4,
+        cooldown: int = 0,
+        min_lr: float = 0.0,
+        *,
         warmup_steps: int = 0,
-        **kwargs: Any,
     ):
         if not 0 < factor < 1:
             raise ArgumentError(f"`factor` must lie between 0 and 1. Received: factor={factor!r}.")
-        if not isinstance(warmup_steps, int) or warmup_steps < 0:
-            raise ArgumentError(
-                "`warmup_steps` must be a whole number of updates, at least 0. "
-                f"Received: warmup_steps={warmup_steps!r}."
-            )
-        super().__init__(monitor, factor, patience, *args, **kwargs)
-        self.warmup_steps = warmup_steps
+        if mode not in ("auto", "min", "max"):
+            raise ArgumentError(f"`mode` must be 'auto', 'min' or 'max'. Received: mode={mode!r}.")
+        super().__init__(monitor, factor, patience, verbose, mode, min_delta, cooldown, min_lr)
+        self.warmup_steps = curves.require_count("warmup_steps", warmup_steps, least=0)
         self._clock = _UpdateClock()
-        self._rise: curves.Curve | None = None
+        self._peak = 0.0
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        require_assignable_rate(self.model.optimizer)
+        optimizer = self.model.optimizer
+        require_assignable_rate(optimizer)
         super().on_train_begin(logs)
-        peak = float(self.model.optimizer.learning_rate)
-        self._rise = curves.warmup(curves.constant(peak), self.warmup_steps)
         self._clock.reset()
+        rate = float(optimizer.learning_rate)
+        peak, last = _RISING.get(optimizer, (rate, None))
+        self._peak = peak if rate == last else rate
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._clock.start(self, epoch)
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        self._follow_warmup()
+        optimizer = self.model.optimizer
+        if not self._follows_rise():
+            return
+        rise = curves.warmup(curves.constant(self._peak), self.warmup_steps)
+        optimizer.learning_rate = rise(self._clock.read(self))
+        _RISING[optimizer] = (self._peak, float(optimizer.learning_rate))
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        self._follow_warmup()
-        if self._rise is None:
+        if self._follows_rise():
+            if logs is not None:
+                logs["learning_rate"] = float(self.model.optimizer.learning_rate)
+        else:
             super().on_epoch_end(epoch, logs)
-        elif logs is not None:
-            logs["learning_rate"] = float(self.model.optimizer.learning_rate)
 
-    def _follow_warmup(self) -> None:
-        if self._rise is None:
-            return
-        step = self._clock.read(self)
-        self.model.optimizer.learning_rate = self._rise(step)
-        if step >= self.warmup_steps:
-            self._rise = None  # from here on the rate is the plateau's alone
+    def _follows_rise(self) -> bool:
+        """Tells whether the rate is still the warmup's; ends the warmup when it is over."""
+        optimizer = self.model.optimizer
+        if self._clock.read(self) < self.warmup_steps:
+            return True
+        if optimizer in _RISING:  # the last update of the rise was just below the peak
+            del _RISING[optimizer]
+            optimizer.learning_rate = self._peak
+        return False
+
+
+# For each optimizer whose rate a warmup is raising: the peak, and the rate set last. A fit
+# that ends inside the warmup thus does not take the rate it left for the peak of the next.
+_RISING: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
 class _UpdateClock:

@@ -101,7 +101,7 @@ def polynomial(start: float, final: float, steps: int, *, power: float = 1.0) ->
     Source: keras.optimizers.schedules.PolynomialDecay.
     """
     start, final = _rate("start", start), _rate("final", final)
-    steps, power = _count("steps", steps), _positive("power", power)
+    steps, power = require_count("steps", steps), _positive("power", power)
 
     def curve(step: float) -> float:
         left = 1 - _fraction(step, steps)
@@ -134,7 +134,7 @@ def exponential(start: float, decay_rate: float, steps: int, *, staircase: bool 
     Source: keras.optimizers.schedules.ExponentialDecay.
     """
     start, decay_rate = _rate("start", start), _positive("decay_rate", decay_rate)
-    steps = _count("steps", steps)
+    steps = require_count("steps", steps)
 
     def curve(step: float) -> float:
         exponent = max(step, 0) / steps
@@ -169,7 +169,7 @@ def step(start: float, factor: float, boundaries: int | Sequence[int]) -> Curve:
     if isinstance(boundaries, Sequence):
         marks = _boundaries(boundaries)
         return lambda step: start * factor ** bisect.bisect_right(marks, step)
-    every = _count("boundaries", boundaries)
+    every = require_count("boundaries", boundaries)
     return lambda step: start * factor ** (max(step, 0) // every)
 
 
@@ -194,7 +194,7 @@ def cosine(peak: float, steps: int, *, final: float = 0.0) -> Curve:
 
     Source: Loshchilov and Hutter, SGDR (2017), equation 5 without restarts.
     """
-    peak, final, steps = _rate("peak", peak), _rate("final", final), _count("steps", steps)
+    peak, final, steps = _rate("peak", peak), _rate("final", final), require_count("steps", steps)
     return lambda step: _half_cosine(peak, final, _fraction(step, steps))
 
 
@@ -224,7 +224,7 @@ def cosine_restarts(
 
     Source: Loshchilov and Hutter, SGDR (2017), section 3; keras's CosineDecayRestarts.
     """
-    peak, final, steps = _rate("peak", peak), _rate("final", final), _count("steps", steps)
+    peak, final, steps = _rate("peak", peak), _rate("final", final), require_count("steps", steps)
     m_mul = _positive("m_mul", m_mul)
     if _positive("t_mul", t_mul) < 1:
         raise ArgumentError(f"`t_mul` must be at least 1. Received: t_mul={t_mul!r}.")
@@ -271,7 +271,7 @@ def one_cycle(
 
     Source: Smith and Topin, Super-Convergence (2018); defaults as in fastai and PyTorch.
     """
-    peak, steps = _rate("peak", peak), _count("steps", steps, least=2)
+    peak, steps = _rate("peak", peak), require_count("steps", steps, least=2)
     if not 0 < warmup_fraction < 1:
         raise ArgumentError(
             "`warmup_fraction` must lie between 0 and 1, both excluded. "
@@ -310,7 +310,7 @@ def inverse_sqrt(peak: float, timescale: int = 1) -> Curve:
     Source: Vaswani et al., Attention Is All You Need (2017), section 5.3, in the form
     of big_vision's rsqrt.
     """
-    peak, timescale = _rate("peak", peak), _count("timescale", timescale)
+    peak, timescale = _rate("peak", peak), require_count("timescale", timescale)
     return lambda step: peak / math.sqrt(1 + max(step, 0) / timescale)
 
 
@@ -339,7 +339,7 @@ def warmup(curve: Curve, steps: int, start: float = 0.0) -> Curve:
 
     Source: Goyal et al., Accurate, Large Minibatch SGD (2017), section 2.2.
     """
-    steps, start = _count("steps", steps, least=0), _rate("start", start)
+    steps, start = require_count("steps", steps, least=0), _rate("start", start)
     curve = _curve("curve", curve)
     if steps == 0:
         return curve
@@ -421,7 +421,12 @@ def _positive(name: str, value: object) -> float:
     return number
 
 
-def _count(name: str, value: object, least: int = 1) -> int:
+def require_count(name: str, value: object, least: int = 1) -> int:
+    """Returns a number of steps as an int.
+
+    Raises:
+        ArgumentError: If it is no whole number or below `least`.
+    """
     number = _number(name, value)
     if number != int(number) or number < least:
         raise ArgumentError(
@@ -431,7 +436,7 @@ def _count(name: str, value: object, least: int = 1) -> int:
 
 
 def _boundaries(values: Sequence[int]) -> list[int]:
-    marks = [_count("boundaries", value) for value in values]
+    marks = [require_count("boundaries", value) for value in values]
     if any(later <= earlier for earlier, later in itertools.pairwise(marks)):
         raise ArgumentError(f"`boundaries` must increase. Received: boundaries={list(values)!r}.")
     return marks

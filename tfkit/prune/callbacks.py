@@ -28,7 +28,7 @@ class UpdatePruningStep(keras.callbacks.Callback):
     Source: TFMOT's callback of that name.
     """
 
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+    def on_epoch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         if logs is None:
             return
         pruned = [

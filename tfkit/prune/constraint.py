@@ -15,7 +15,7 @@ Schedule = Callable[[Any], tuple[Any, Any]]
 
 
 class PruningClock:
-    """Numbers a model's optimizer updates from 1, for all of its masks together.
+    """Numbers a model's optimizer updates from 1, for the masks of one call together.
 
     The number is derived from the optimizer's own counter, which checkpoints carry: a
     run that is resumed in a new process goes on where the checkpoint stands. Updates
@@ -27,22 +27,34 @@ class PruningClock:
         self.step = keras.Variable(
             0, dtype="int64", trainable=False, aggregation="only_first_replica", name="pruning_step"
         )
+        self.restored = False  # whether a checkpoint was loaded since pruning began
         self._origins: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
-        if optimizer is not None:
-            inner = getattr(optimizer, "inner_optimizer", optimizer)
-            self._origins[inner] = int(inner.iterations)
+        inner = getattr(optimizer, "inner_optimizer", optimizer)
+        for each in getattr(inner, "optimizers", [] if inner is None else [inner]):
+            self._origins[each] = _updates(each)
 
     def advance(self, optimizer: keras.optimizers.Optimizer) -> tuple[Any, Any]:
         """Returns whether this `apply` updates the weights, and the update's number."""
         if optimizer not in self._origins:
             with tf.init_scope():
-                self._origins[optimizer] = -int(self.step)
+                counted = _read(self.step)
+                self._origins[optimizer] = -counted if self.restored else _updates(optimizer) - counted
         calls = ops.cast(optimizer._iterations, "int64") + 1
         accumulation = optimizer.gradient_accumulation_steps or 1
         is_update = ops.equal(calls % accumulation, 0)
         step = calls // accumulation - self._origins[optimizer]
         self.step.assign(ops.where(is_update, step, self.step))
         return is_update, step
+
+
+def _updates(optimizer: keras.optimizers.Optimizer) -> int:
+    return _read(optimizer._iterations) // (optimizer.gradient_accumulation_steps or 1)
+
+
+def _read(variable: keras.Variable) -> int:
+    """Returns the value of a counter, which every replica holds alike."""
+    value = variable.value
+    return int(getattr(value, "values", [value])[0].numpy())
 
 
 class MagnitudeMask(keras.constraints.Constraint):
@@ -83,12 +95,16 @@ class MagnitudeMask(keras.constraints.Constraint):
                     lambda: ops.convert_to_tensor(self.mask),
                 )
             )
+            if optimizer.use_ema:  # what `fit` ends with must be as sparse
+                average = optimizer._model_variables_moving_average[optimizer._get_variable_index(w)]
+                average.assign(ops.where(self.mask, average, ops.zeros_like(average)))
         return ops.where(self.mask, weights, ops.zeros_like(weights))
 
     def adopt(self, weights: Any) -> None:
-        """Takes the mask from weights that were loaded: what is not zero stays.
+        """Takes the mask from weights that a checkpoint put here: what is not zero stays.
 
         Weights that are all zero are free, for nothing has been pruned in them.
         """
+        self.clock.restored = True
         nonzero = ops.not_equal(ops.convert_to_tensor(weights), 0)
         self.mask.assign(ops.logical_or(nonzero, ops.logical_not(ops.any(nonzero))))

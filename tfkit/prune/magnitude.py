@@ -93,7 +93,7 @@ def prune_low_magnitude(
             )
     optimizer = model.optimizer if model.compiled else None
     with model.distribute_strategy.scope():
-        clock = _clock(model) or PruningClock(optimizer)
+        clock = PruningClock(optimizer)
         for weight in weights:
             weight.variable.constraint = MagnitudeMask(weight.variable, pruning_schedule, clock)
             _follow_checkpoints(weight.layer)
@@ -281,7 +281,11 @@ def _check_schedule(schedule: Schedule) -> None:
                 "`pruning_schedule` must return a pair (should_prune, sparsity). "
                 f"Received: pruning_schedule={schedule!r}, which returned {answer!r} at step {step}."
             )
-        _check_sparsity(f"pruning_schedule({step})", float(answer[1]))
+        try:
+            sparsity = float(answer[1])
+        except (TypeError, ValueError):
+            sparsity = answer[1]
+        _check_sparsity(f"pruning_schedule({step})", sparsity)
 
 
 def _check_sparsity(name: str, sparsity: object) -> None:
@@ -292,13 +296,6 @@ def _check_sparsity(name: str, sparsity: object) -> None:
             "A sparsity is the fraction of zeros and must lie in [0, 1). "
             f"Received: {name}={sparsity!r}. Write 0.8 for 80%."
         )
-
-
-def _clock(model: keras.Model) -> PruningClock | None:
-    for weight in weights_of(model):
-        if isinstance(weight.variable.constraint, MagnitudeMask):
-            return weight.variable.constraint.clock
-    return None
 
 
 def _retrace(model: keras.Model) -> None:

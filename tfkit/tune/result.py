@@ -189,6 +189,7 @@ class SearchResult:
             SearchError: If no trial has completed.
         """
         self.best  # noqa: B018
+        import pandas as pd
         from matplotlib.figure import Figure
 
         table = self.table
@@ -207,7 +208,11 @@ class SearchResult:
         )
         right.set(xlabel=x, ylabel=self.objective if y == "score" else y, title="Score over the space")
         for axis, name in ((right.set_xscale, x), (right.set_yscale, y)):
-            if name in axes and (completed[name] > 0).all():
+            if (
+                name in axes
+                and pd.api.types.is_numeric_dtype(completed[name])
+                and (completed[name] > 0).all()
+            ):
                 axis("log")
         figure.colorbar(dots, label=self.objective)
         figure.savefig(path, dpi=120)

@@ -2,7 +2,9 @@
 
 import contextlib
 import inspect
+import io
 import json
+import numbers
 import os
 import pathlib
 import shutil
@@ -11,12 +13,13 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from tfkit.errors import ArgumentError, ArgumentTypeError, OutputPathError, SearchError
-from tfkit.tune.result import SPEC, SearchResult, write_json
-from tfkit.tune.space import SearchSpace
+from tfkit.tune.result import BEST, SPEC, TRIALS, SearchResult, write_json
+from tfkit.tune.space import LOGARITHMIC, SearchSpace
 
 if TYPE_CHECKING:
     import keras
 
+ENGINE = "keras_tuner"  # the folder of keras-tuner's own state
 TUNERS = ("bayesian", "random", "grid")
 
 
@@ -89,7 +92,7 @@ def search(
 
     Source: keras-tuner's oracles; Snoek et al., Practical Bayesian Optimization (2012).
     """
-    takes_hp = _check(build, space, tuner, max_trials, epochs)
+    takes_hp = _check(build, space, tuner, max_trials, epochs, validation_split)
     goal = _objective(objective)
     if goal.name.startswith("val_") and validation_data is None and not validation_split:
         raise ArgumentError(
@@ -98,7 +101,7 @@ def search(
             "Pass validation_data, or validation_split=0.2 for arrays."
         )
     spec = {
-        "space": {name: list(entry) for name, entry in space.entries.items()},
+        "space": space.describe(),
         "objective": goal.name,
         "direction": goal.direction,
         "tuner": tuner,
@@ -109,26 +112,36 @@ def search(
 
     import tensorflow as tf
 
-    from tfkit.tune.trial import Hypermodel, SearchTuner
+    from tfkit.tune.oracles import make_oracle
+    from tfkit.tune.trial import Hypermodel, SearchTuner, WrongCallError
 
     before = SearchResult.load(folder)
     done = before.table[before.table.status == "completed"]
-    with _progress(max_trials, epochs, goal.name, verbose) as progress:
-        engine = SearchTuner(
-            oracle=_oracle(tuner, goal, max_trials, space, seed),
-            hypermodel=Hypermodel(build, takes_hp, space),
-            directory=str(folder),
-            project_name="keras_tuner",
-            search_directory=folder,
-            progress=progress,
-            seed=seed,
-            best=None if done.empty else before.best.score,
-        )
-        fit = {"x": x, "y": y, "epochs": epochs, "batch_size": batch_size, "verbose": 0}
-        fit["shuffle"] = not isinstance(x, tf.data.Dataset)  # a Dataset shuffles itself
-        fit |= {"validation_data": validation_data, "validation_split": validation_split}
-        engine.oracle.verbose = 0
-        engine.search(fit=fit, callbacks=callbacks)
+    best = None if done.empty else float(before.best.score)
+    fit = {"x": x, "y": y, "epochs": int(epochs), "batch_size": batch_size, "verbose": 0}
+    fit["shuffle"] = not isinstance(x, tf.data.Dataset)  # a Dataset shuffles itself
+    fit |= {"validation_data": validation_data, "validation_split": validation_split}
+    continued = (folder / ENGINE).is_dir()
+    with _progress(max_trials, epochs, goal.name, best, verbose) as progress:
+        try:
+            # keras-tuner prints a line when it takes up a search; no code of the user runs then
+            with contextlib.redirect_stdout(io.StringIO()) if continued else contextlib.nullcontext():
+                engine = SearchTuner(
+                    oracle=make_oracle(tuner, goal, int(max_trials), space, seed),
+                    hypermodel=Hypermodel(build, takes_hp, space),
+                    directory=str(folder),
+                    project_name=ENGINE,
+                    search_directory=folder,
+                    progress=progress,
+                    seed=seed,
+                    best=best,
+                )
+            engine.oracle.verbose = 0
+            engine.search(fit=fit, callbacks=callbacks)
+        except WrongCallError:
+            if best is None:
+                _forget(folder)  # or the corrected call would find another search here
+            raise
     result = SearchResult.load(folder)
     if not (result.table.status == "completed").any():
         raise SearchError(
@@ -138,11 +151,14 @@ def search(
     return result
 
 
-def _check(build: object, space: object, tuner: str, max_trials: int, epochs: int) -> bool:
+def _check(
+    build: object, space: object, tuner: str, max_trials: int, epochs: int, validation_split: float
+) -> bool:
     """Checks what can be checked before anything is loaded; tells if `build` takes `hp`."""
-    if not callable(build):
+    if not callable(build) or hasattr(build, "trainable_variables"):
         raise ArgumentTypeError(
-            f"`build` must be a function that returns a compiled model. Received: build={build!r}."
+            "`build` must be a function that returns a compiled model. "
+            f"Received: build={build!r}. Write a function that makes the model anew."
         )
     if not isinstance(space, SearchSpace):
         raise ArgumentTypeError(
@@ -152,8 +168,13 @@ def _check(build: object, space: object, tuner: str, max_trials: int, epochs: in
     if tuner not in TUNERS:
         raise ArgumentError(f"`tuner` must be one of {', '.join(TUNERS)}. Received: tuner={tuner!r}.")
     for name, count in (("max_trials", max_trials), ("epochs", epochs)):
-        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+        if not isinstance(count, numbers.Integral) or isinstance(count, bool) or count < 1:
             raise ArgumentError(f"`{name}` must be at least 1. Received: {name}={count!r}.")
+    if not 0 <= validation_split < 1:
+        raise ArgumentError(
+            "`validation_split` is the fraction held out and must lie in [0, 1). "
+            f"Received: validation_split={validation_split!r}."
+        )
     required = [
         parameter
         for parameter in inspect.signature(build).parameters.values()
@@ -165,7 +186,15 @@ def _check(build: object, space: object, tuner: str, max_trials: int, epochs: in
             "`build` must take nothing or one argument, the hyperparameters. "
             f"Received: build={build!r} with {len(required)} required arguments."
         )
-    return bool(required) or "hp" in inspect.signature(build).parameters
+    takes_hp = bool(required) or "hp" in inspect.signature(build).parameters
+    unread = [name for name in space.entries if name not in LOGARITHMIC]
+    if unread and not takes_hp:
+        raise ArgumentError(
+            "`search` applies `learning_rate` and `weight_decay`; anything else `build(hp)` must read. "
+            f"Received: space={space!r} and a build() without hp, so nothing reads {', '.join(unread)}. "
+            "Correct the name, or write build(hp) and use hp.get(name)."
+        )
+    return takes_hp
 
 
 def _objective(objective: Any) -> Any:
@@ -187,8 +216,8 @@ def _objective(objective: Any) -> Any:
 def _prepare(folder: pathlib.Path, spec: dict[str, Any], overwrite: bool) -> pathlib.Path:
     """Makes the directory, or checks that it belongs to this very search."""
     try:
-        if overwrite and (folder / SPEC).is_file():
-            shutil.rmtree(folder)
+        if overwrite:
+            _forget(folder)
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / SPEC).is_file():
             write_json(folder / SPEC, spec)
@@ -213,26 +242,17 @@ def _prepare(folder: pathlib.Path, spec: dict[str, Any], overwrite: bool) -> pat
     return folder
 
 
-def _oracle(tuner: str, objective: Any, max_trials: int, space: SearchSpace, seed: int | None) -> Any:
-    from keras_tuner import oracles
-
-    kind = {
-        "bayesian": oracles.BayesianOptimizationOracle,
-        "random": oracles.RandomSearchOracle,
-        "grid": oracles.GridSearchOracle,
-    }[tuner]
-    return kind(
-        objective=objective,
-        max_trials=max_trials,
-        seed=seed,
-        hyperparameters=space.hyperparameters(),
-        max_consecutive_failed_trials=max_trials + 1,  # one bad corner must not end the search
-    )
+def _forget(folder: pathlib.Path) -> None:
+    """Deletes what a search keeps in its directory, and nothing else."""
+    for name in (TRIALS, ENGINE):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in (SPEC, BEST):
+        (folder / name).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def _progress(
-    max_trials: int, epochs: int, objective: str, verbose: int
+    max_trials: int, epochs: int, objective: str, best: float | None, verbose: int
 ) -> Iterator[Callable[[int, int, float | None], None]]:
     from rich import progress as bars
 
@@ -248,7 +268,12 @@ def _progress(
         # keras-tuner warns of threading.currentThread, which is its own to mend
         warnings.filterwarnings("ignore", category=DeprecationWarning, module="keras_tuner")
         task = bar.add_task(
-            "search", total=max_trials * epochs, trial=1, trials=max_trials, objective=objective, best="-"
+            "search",
+            total=max_trials * epochs,
+            trial=1,
+            trials=max_trials,
+            objective=objective,
+            best="-" if best is None else f"{best:.4g}",
         )
 
         def show(trial: int, epoch: int, best: float | None) -> None:
@@ -256,4 +281,4 @@ def _progress(
             bar.update(task, completed=trial * epochs + epoch, trial=trial + 1, best=text)
 
         yield show
-        bar.update(task, completed=max_trials * epochs)
+        bar.update(task, completed=max_trials * epochs, trial=max_trials)

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     import keras_tuner
 
 LOGARITHMIC = ("learning_rate", "weight_decay")
+COLUMNS = ("trial", "status", "score", "best_epoch", "epochs", "seconds", "error")  # a result's own
 
 
 class SearchSpace:
@@ -28,7 +29,7 @@ class SearchSpace:
 
     Raises:
         ArgumentError: If nothing varies, a range is empty, reversed or, on a logarithmic
-            scale, not positive, or a list is empty.
+            scale, not positive, a list is empty, or a name is one of a result's columns.
         ArgumentTypeError: If an entry is neither a pair of numbers nor a list.
 
     Examples:
@@ -55,10 +56,22 @@ class SearchSpace:
                 "Write SearchSpace(learning_rate=(1e-5, 1e-2))."
             )
         for name, entry in self.entries.items():
-            _check(name, entry)
+            if name in COLUMNS:
+                raise ArgumentError(
+                    "A hyperparameter must not have the name of one of a result's own columns, "
+                    f"{', '.join(COLUMNS)}. Received: {name}={entry!r}."
+                )
+            self.entries[name] = _checked(name, entry)
 
     def __repr__(self) -> str:
         return f"SearchSpace({', '.join(f'{name}={entry!r}' for name, entry in self.entries.items())})"
+
+    def describe(self) -> dict[str, dict[str, list[Any]]]:
+        """Returns the space in a form that JSON can hold."""
+        return {
+            name: {"choice" if isinstance(entry, list) else "range": list(entry)}
+            for name, entry in self.entries.items()
+        }
 
     def hyperparameters(self) -> "keras_tuner.HyperParameters":
         """Returns the space as keras-tuner's HyperParameters."""
@@ -77,19 +90,17 @@ class SearchSpace:
         return hp
 
 
-def _check(name: str, entry: object) -> None:
+def _checked(name: str, entry: object) -> Any:
+    """Returns an entry in Python's own numbers, once it is known to be one."""
     if isinstance(entry, list):
-        if not entry:
-            raise ArgumentError(f"A choice must hold at least one value. Received: {name}={entry!r}.")
-        if name in LOGARITHMIC and any(not _is_number(value) or value < 0 for value in entry):
-            raise ArgumentError(f"`{name}` must be at least 0. Received: {name}={entry!r}.")
-        return
+        return _checked_choice(name, entry)
     if not isinstance(entry, tuple) or len(entry) != 2 or not all(_is_number(end) for end in entry):
         raise ArgumentTypeError(
             "An entry must be a range (low, high) or a list of values to choose from. "
             f"Received: {name}={entry!r}."
         )
-    low, high = entry
+    whole = all(isinstance(end, numbers.Integral) for end in entry)
+    low, high = (int(end) if whole else float(end) for end in entry)
     if low >= high:
         raise ArgumentError(f"A range must run from low to high. Received: {name}={entry!r}.")
     if name in LOGARITHMIC and low <= 0:
@@ -97,6 +108,24 @@ def _check(name: str, entry: object) -> None:
             f"`{name}` is searched on a logarithmic scale, so its range must be above 0. "
             f"Received: {name}={entry!r}. Use a list to include 0."
         )
+    return low, high
+
+
+def _checked_choice(name: str, values: list[Any]) -> list[Any]:
+    if not values:
+        raise ArgumentError(f"A choice must hold at least one value. Received: {name}={values!r}.")
+    if name in LOGARITHMIC and not all(_is_number(value) and value >= 0 for value in values):
+        raise ArgumentError(f"`{name}` must be at least 0. Received: {name}={values!r}.")
+    for kind in (str, bool):
+        if all(isinstance(value, kind) for value in values):
+            return values
+    if not all(_is_number(value) for value in values):
+        raise ArgumentTypeError(
+            "A choice must be among numbers, among texts, or between True and False. "
+            f"Received: {name}={values!r}. Choose among texts and translate them in build(hp)."
+        )
+    whole = name not in LOGARITHMIC and all(isinstance(value, numbers.Integral) for value in values)
+    return [int(value) if whole else float(value) for value in values]
 
 
 def _is_number(value: object) -> bool:

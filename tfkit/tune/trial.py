@@ -6,6 +6,7 @@ import os
 import pathlib
 import time
 import traceback
+import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,9 +14,13 @@ from typing import Any
 import keras
 import keras_tuner
 
-from tfkit.errors import ArgumentError, ArgumentTypeError
+from tfkit.errors import ArgumentError
 from tfkit.tune.result import BEST, TrialRecord
 from tfkit.tune.space import LOGARITHMIC, SearchSpace
+
+
+class WrongCallError(ArgumentError):
+    """A mistake in the call of `search` itself, which no other trial would mend."""
 
 
 class Hypermodel(keras_tuner.HyperModel):
@@ -26,37 +31,44 @@ class Hypermodel(keras_tuner.HyperModel):
         self._make = build
         self._takes_hp = takes_hp
         self._space = space
-        self._last: weakref.ref | None = None
+        self._last: list[weakref.ref[keras.Variable]] = []
 
     def build(self, hp: keras_tuner.HyperParameters) -> keras.Model:
         model = self._make(hp) if self._takes_hp else self._make()
         optimizer = _optimizer(model)
-        if self._last is not None and self._last() is model:
-            raise ArgumentError(
-                "`build` must return a new model each time, or trials would train each other's weights. "
-                f"Received: the same model, {model.name!r}, twice. Create or load the model inside `build`."
-            )
-        self._last = weakref.ref(model)
+        self._require_fresh(model)
         for name in LOGARITHMIC:
             if name in self._space.entries:
                 setattr(optimizer, name, hp.get(name))
         return model
 
+    def _require_fresh(self, model: keras.Model) -> None:
+        """Checks that no weight that trains was there in the trial before."""
+        before = {id(variable) for reference in self._last if (variable := reference()) is not None}
+        shared = [variable.path for variable in model.trainable_variables if id(variable) in before]
+        if shared:
+            raise WrongCallError(
+                "`build` must make new weights each time, or trials would train each other's. "
+                f"Received: model={model.name!r}, twice with the same {', '.join(shared[:3])}. "
+                "Create, load or clone what trains inside `build`."
+            )
+        self._last = [weakref.ref(variable) for variable in model.trainable_variables]
+
 
 def _optimizer(model: object) -> keras.optimizers.Optimizer:
     if not isinstance(model, keras.Model):
-        raise ArgumentTypeError(
+        raise WrongCallError(
             "`build` must return a compiled Keras 3 model. "
             f"Received: {model!r} of type {type(model).__module__}.{type(model).__name__}."
         )
     if not model.compiled:
-        raise ArgumentError(
+        raise WrongCallError(
             "`build` must return a compiled model, so that the search knows its loss. "
             f"Received: model={model.name!r}, not compiled. Call model.compile(optimizer, loss) in `build`."
         )
     optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
     if not isinstance(optimizer._learning_rate, keras.Variable):
-        raise ArgumentError(
+        raise WrongCallError(
             "The optimizer must be made with a number as its learning rate, for the search sets it. "
             f"Received: learning_rate={optimizer._learning_rate!r} in model {model.name!r}. "
             "Pass a float to the optimizer and the curve as a callback."
@@ -73,12 +85,15 @@ class BestEpoch(keras.callbacks.Callback):
         self.value: float | None = None
         self.epoch: int | None = None
         self.weights: list[Any] | None = None
+        self.history: dict[str, list[float]] = {}
         self._on_epoch = on_epoch
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
         self._on_epoch(epoch)
-        if self.objective.name not in (logs or {}):
-            raise ArgumentError(
+        for name, metric in (logs or {}).items():
+            self.history.setdefault(name, []).append(float(metric))
+        if self.objective.name not in self.history:
+            raise WrongCallError(
                 "`objective` must be a metric that training reports. "
                 f"Received: objective={self.objective.name!r}; "
                 f"the history has {', '.join(sorted(logs or {}))}."
@@ -127,18 +142,19 @@ class SearchTuner(keras_tuner.engine.base_tuner.BaseTuner):
         try:
             model = self.hypermodel.build(trial.hyperparameters)
             model.fit(**fit, callbacks=[*copy.deepcopy(list(callbacks)), best])
-            record.history = _plain(model.history.history)
             if best.value is None:
                 raise keras_tuner.errors.FailedTrialError(
-                    f"{best.objective.name} was never a finite number: {record.history[best.objective.name]}"
+                    f"{best.objective.name} was never a finite number: {best.history[best.objective.name]}"
                 )
             record.status, record.score, record.best_epoch = "completed", best.value, best.epoch
             self._keep_if_best(model, best)
+            self._progress(number, best.params["epochs"], self._best)
         except BaseException as error:
             record.status = "failed" if isinstance(error, Exception) else "stopped"
             record.error = traceback.format_exc()
             raise
         finally:
+            record.history = best.history
             record.seconds = time.perf_counter() - start
             record.write(self._folder)
         return model.history
@@ -156,12 +172,24 @@ class SearchTuner(keras_tuner.engine.base_tuner.BaseTuner):
         try:
             self._run_and_update_trial(trial, *args, **kwargs)
             trial.status = "COMPLETED"
-        except (ArgumentError, ArgumentTypeError):
-            raise  # the call is wrong, so every further trial would fail as well
+        except WrongCallError:
+            raise
         except Exception:  # the record on disk has the traceback; the search goes on
             trial.status = "FAILED"
             trial.message = traceback.format_exc()
 
+    def _populate_initial_space(self) -> None:
+        """Learns what `build` declares; a build that fails here is a trial's affair."""
+        try:
+            super()._populate_initial_space()
+        except WrongCallError:
+            raise
+        except Exception as error:
+            warnings.warn(
+                f"`build` raised {type(error).__name__} at the space's first values: {error}. "
+                "Trials with such values will fail.",
+                stacklevel=2,
+            )
 
-def _plain(history: Mapping[str, Sequence[Any]]) -> dict[str, list[float]]:
-    return {name: [float(value) for value in values] for name, values in history.items()}
+    def on_search_begin(self) -> None:
+        self.save()  # so that a search killed in its first trial is known to the next call
