@@ -26,9 +26,18 @@ def identity(outputs=1):
     return keras.Model(inputs, [layers.Identity()(inputs) for _ in range(outputs)])
 
 
-def fake(*changes):
+class Fake:
     """A runner whose outputs are its input, each changed by a function."""
-    return lambda arrays: [change(arrays[0].astype("float64")) for change in changes]
+
+    def __init__(self, *changes, batch=1):
+        self.changes, self.batch, self.seen = changes, batch, []
+
+    def __call__(self, arrays):
+        self.seen.append(len(arrays[0]))
+        return [change(arrays[0].astype("float64")) for change in self.changes]
+
+    def zeros(self):
+        return [np.zeros((self.batch, 3), "float32")]
 
 
 def parity(relative_error, tolerance=0.5):
@@ -55,7 +64,7 @@ def exported(tmp_path_factory):
 def test_the_errors_follow_their_formulas(x, error):
     x[0, 0] = 1.0  # the relative error has a scale
     rows = iter(error)
-    result = compare(identity(), fake(lambda values: values + next(rows)), [x], 1e-5)
+    result = compare(identity(), Fake(lambda values: values + next(rows)), [x], 1e-5)
     assert result.max_abs_error == pytest.approx(np.abs(error).max())
     assert result.relative_error == pytest.approx(np.abs(error).max() / np.abs(x).max())
     assert result.rms_error == pytest.approx(np.sqrt(np.mean(error**2)))
@@ -63,25 +72,25 @@ def test_the_errors_follow_their_formulas(x, error):
 
 def test_the_error_and_the_scale_run_over_all_outputs():
     x = np.float32([[1, 2, 4]])
-    result = compare(identity(2), fake(lambda v: v + 0.5, lambda v: v - 1.0), [x], 1e-5)
+    result = compare(identity(2), Fake(lambda v: v + 0.5, lambda v: v - 1.0), [x], 1e-5)
     assert result == tfkit.Parity(1.0, 0.25, pytest.approx(np.sqrt((0.25 + 1) / 2)), 1e-5, 1)
 
 
 def test_outputs_that_are_all_zero_agree_only_with_zeros():
     zeros = np.zeros((2, 3), "float32")
-    assert compare(identity(), fake(lambda v: v), [zeros], 0.1).relative_error == 0.0
-    assert compare(identity(), fake(lambda v: v + 1e-9), [zeros], 0.1).relative_error == np.inf
+    assert compare(identity(), Fake(lambda v: v), [zeros], 0.1).relative_error == 0.0
+    assert compare(identity(), Fake(lambda v: v + 1e-9), [zeros], 0.1).relative_error == np.inf
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_an_output_that_is_no_number_never_passes(value):
     for changes in [lambda v: v + value, lambda v: np.where(v > 2, value, v)]:
-        assert not compare(identity(), fake(changes), [np.float32([[1, 2, 3]])], 1e9).passed
+        assert not compare(identity(), Fake(changes), [np.float32([[1, 2, 3]])], 1e9).passed
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_model_whose_own_output_is_no_number_never_passes(value):
-    assert not compare(identity(), fake(lambda v: v), [np.float32([[1, 2, value]])], 1e9).passed
+    assert not compare(identity(), Fake(lambda v: v), [np.float32([[1, 2, value]])], 1e9).passed
 
 
 @pytest.mark.parametrize(
@@ -90,22 +99,17 @@ def test_a_model_whose_own_output_is_no_number_never_passes(value):
 def test_outputs_of_another_shape_never_pass(change):
     """Broadcasting must not hide it: all three outputs of this sample are the same."""
     try:
-        passed = compare(identity(), fake(change), [np.ones((1, 3), "float32")], 1.0).passed
+        passed = compare(identity(), Fake(change), [np.ones((1, 3), "float32")], 1.0).passed
     except tfkit.ExportError:
         passed = False
     assert not passed
 
 
-@pytest.mark.parametrize(("batch_size", "sizes"), [(1, [1] * 6), (2, [2] * 3), (3, [3] * 2)])
-def test_samples_go_through_batch_by_batch(batch_size, sizes):
-    seen = []
-
-    def run(arrays):
-        seen.append(len(arrays[0]))
-        return arrays
-
-    result = compare(identity(), run, [np.ones((6, 3), "float32")], 1e-5, batch_size)
-    assert (seen, result.samples) == (sizes, 6)
+@pytest.mark.parametrize(("batch", "sizes"), [(1, [1] * 6), (2, [2] * 3), (4, [4] * 2)])
+def test_samples_go_through_in_batches_of_the_artifacts_size(batch, sizes):
+    run = Fake(lambda v: v, batch=batch)
+    result = compare(identity(), run, [np.ones((6, 3), "float32")], 1e-5)
+    assert (run.seen, result.samples) == (sizes, 6)
 
 
 @pytest.mark.parametrize(

@@ -200,9 +200,7 @@ def test_more_than_ten_outputs_keep_their_order(tmp_path):
     inputs = keras.Input((3,))
     model = keras.Model(inputs, [layers.Rescaling(float(n))(inputs) for n in range(1, 13)])
     artifact = tfkit.export_tflite(model, tmp_path / "model.tflite")
-    np.testing.assert_allclose(
-        [each[0, 0] for each in artifact.predict(np.ones((1, 3)))], [[n] for n in range(1, 13)]
-    )
+    np.testing.assert_allclose([each[0, 0] for each in artifact.predict(np.ones((1, 3)))], list(range(1, 13)))
 
 
 @pytest.mark.parametrize("precision", ["float32", "int8"])
@@ -234,9 +232,9 @@ def test_the_batch_size_is_fixed_in_the_file(tmp_path, precision):
     )
 
 
-def test_fewer_samples_than_the_batch_are_repeated(tmp_path):
+def test_fewer_samples_than_the_batch_are_enough(tmp_path):
     artifact = tfkit.export_tflite(net(), tmp_path / "model.tflite", representative_data=X[:2], batch_size=3)
-    assert artifact.parity.samples == 3
+    assert artifact.parity.samples == 2
 
 
 def open_net():

@@ -103,10 +103,11 @@ def samples(data: Any, specs: Sequence[tf.TensorSpec], name: str = "representati
         len(a) == len(b) and all(want is None or want == have for have, want in zip(a, b))
         for a, b in zip(got, wanted)
     )
-    if not fits or not len(arrays[0]) or len({len(array) for array in arrays}) > 1:
+    counts = [len(array) if array.ndim else 0 for array in arrays]
+    if not fits or 0 in counts or len(set(counts)) > 1:
         raise ArgumentError(
             f"`{name}` must hold at least one sample, shaped like the model's inputs, as many for each. "
-            f"Received: {name} with {[len(array) for array in arrays]} samples of shape {got}; "
+            f"Received: {name} with {counts} samples of shape {got}; "
             f"the model takes {wanted}."
         )
     return [array[:MOST_SAMPLES].astype(spec.dtype.as_numpy_dtype) for array, spec in zip(arrays, specs)]

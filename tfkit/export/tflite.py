@@ -105,8 +105,8 @@ def export_tflite(
 
 
 def _whole_batches(array: np.ndarray, batch_size: int) -> np.ndarray:
-    """Returns the array cut, or its samples repeated, to a multiple of the batch size."""
-    count = max(len(array) // batch_size, 1) * batch_size
+    """Returns the array, its first samples repeated up to a multiple of the batch size."""
+    count = -(-len(array) // batch_size) * batch_size
     return np.resize(array, (count, *array.shape[1:]))
 
 

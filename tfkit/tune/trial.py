@@ -14,13 +14,17 @@ from typing import Any
 import keras
 import keras_tuner
 
-from tfkit.errors import ArgumentError
+from tfkit.errors import ArgumentError, ArgumentTypeError
 from tfkit.tune.result import BEST, TrialRecord
 from tfkit.tune.space import LOGARITHMIC, SearchSpace
 
 
 class WrongCallError(ArgumentError):
     """A mistake in the call of `search` itself, which no other trial would mend."""
+
+
+class NoModelError(WrongCallError, ArgumentTypeError):
+    """A `build` that returns something else than a model."""
 
 
 class Hypermodel(keras_tuner.HyperModel):
@@ -57,7 +61,7 @@ class Hypermodel(keras_tuner.HyperModel):
 
 def _optimizer(model: object) -> keras.optimizers.Optimizer:
     if not isinstance(model, keras.Model):
-        raise WrongCallError(
+        raise NoModelError(
             "`build` must return a compiled Keras 3 model. "
             f"Received: {model!r} of type {type(model).__module__}.{type(model).__name__}."
         )
