@@ -600,7 +600,7 @@ class TestRefusedBuilds:
     @pytest.mark.parametrize("max_trials", [1, 3])
     def test_the_same_model_twice(self, tmp_path, max_trials):
         model = one_weight()
-        rule = r"must make new weights each time.*Received: model=.*twice with the same .*kernel.*inside `build`"
+        rule = r"must make new weights each time.*Received: model=.*twice with the same .*kernel.*`build`"
         with pytest.raises(tfkit.ArgumentError, match=rule):
             run(tmp_path, lambda: model, max_trials=max_trials)
 
