@@ -266,7 +266,7 @@ def one_cycle(
 
     Examples:
         >>> curve = one_cycle(1.0, 10, warmup_fraction=0.5)
-        >>> curve(0), curve(5), round(curve(10), 9)
+        >>> round(curve(0), 9), curve(5), round(curve(10), 9)
         (0.04, 1.0, 4e-06)
 
     Source: Smith and Topin, Super-Convergence (2018); defaults as in fastai and PyTorch.
