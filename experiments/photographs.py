@@ -48,11 +48,12 @@ def read_folder(folder: str | os.PathLike) -> list[np.ndarray]:
     return [np.asarray(keras.utils.load_img(path), "float32") / 255 for path in paths]
 
 
-def cut(pictures: Sequence[np.ndarray], *, patch: int, tile: int) -> Pictures:
+def cut(pictures: Sequence[np.ndarray], *, patch: int, tile: int, stride: int) -> Pictures:
     """Cuts each picture into upright bands: train, choose, judge, and train again.
 
     The left 40% trains, the next eighth chooses, the following 30% is judged, and what
-    is left at the right trains too; a band is never narrower than one cut of it.
+    is left at the right trains too; a band is never narrower than one cut of it. Patches
+    overlap where `stride` is below their side.
     """
     parts = {"train": [], "validation": [], "test": [], "calibration": []}
     for picture in pictures:
@@ -61,9 +62,9 @@ def cut(pictures: Sequence[np.ndarray], *, patch: int, tile: int) -> Pictures:
         middle = left + max(width // 8, patch)
         right = middle + max(int(0.3 * width), tile)
         for band in (picture[:, :left], picture[:, right:]):
-            parts["train"] += tiles(band, patch, patch // 4)
+            parts["train"] += tiles(band, patch, stride)
             parts["calibration"] += tiles(band, tile, tile // 4)
-        parts["validation"] += tiles(picture[:, left:middle], patch, patch // 4)
+        parts["validation"] += tiles(picture[:, left:middle], patch, stride)
         parts["test"] += tiles(picture[:, middle:right], tile, tile)
     if missing := [name for name, cuts in parts.items() if not cuts]:
         raise tfkit.ArgumentError(

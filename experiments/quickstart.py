@@ -48,6 +48,7 @@ class Config:
         seed: Seeds weights, noise, shuffling and the search.
         filters: Channels of the encoder's layers.
         patch: Side of the square training patches, in pixels.
+        stride: Pixels from one patch to the next.
         tile: Side of the square pictures that are judged and that artifacts take.
         pretrain_noise: Standard deviation of the noise in pretraining; white is 1.
         noise: The same for the new pictures.
@@ -65,6 +66,7 @@ class Config:
     seed: int = 0
     filters: tuple[int, ...] = (16, 32, 64, 96)
     patch: int = 64
+    stride: int = 16
     tile: int = 192
     pretrain_noise: float = 0.1
     noise: float = 0.205
@@ -80,7 +82,14 @@ class Config:
 
 
 QUICK = Config(
-    pretrain_epochs=2, compare_epochs=1, trials=2, trial_epochs=1, tune_epochs=1, refine_epochs=2, runs=10
+    stride=32,
+    pretrain_epochs=3,
+    compare_epochs=1,
+    trials=2,
+    trial_epochs=1,
+    tune_epochs=2,
+    refine_epochs=3,
+    runs=10,
 )
 BATCH = 8
 
@@ -114,9 +123,10 @@ class Job:
         if side:  # a model of fixed size sees pictures of that size
             self.config = config = dataclasses.replace(config, patch=side, tile=side)
         china, flower = photographs.load()
-        self.old = photographs.cut([china], patch=config.patch, tile=config.tile)
+        sizes = {"patch": config.patch, "tile": config.tile, "stride": config.stride}
+        self.old = photographs.cut([china], **sizes)
         new = photographs.read_folder(images) if images else [flower]
-        self.new = photographs.cut(new, patch=config.patch, tile=config.tile)
+        self.new = photographs.cut(new, **sizes)
         self.noisy_test = photographs.add_noise(self.new.test, config.noise, seed=1)
         self.validation = (
             photographs.add_noise(self.new.validation, config.noise, seed=2),

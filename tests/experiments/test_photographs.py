@@ -21,7 +21,7 @@ def test_load_gives_two_colour_photographs_between_0_and_1():
 
 
 def test_parts_share_no_pixel():
-    parts = photographs.cut([numbered()], patch=16, tile=64)
+    parts = photographs.cut([numbered()], patch=16, tile=64, stride=4)
     train, validation, test = (pixels(each) for each in (parts.train, parts.validation, parts.test))
     assert not train & validation
     assert not train & test
@@ -30,7 +30,7 @@ def test_parts_share_no_pixel():
 
 
 def test_cuts_have_the_sides_asked_for():
-    parts = photographs.cut([numbered()], patch=16, tile=64)
+    parts = photographs.cut([numbered()], patch=16, tile=64, stride=4)
     assert parts.train.shape[1:] == parts.validation.shape[1:] == (16, 16, 3)
     assert parts.test.shape[1:] == parts.calibration.shape[1:] == (64, 64, 3)
 
@@ -39,7 +39,7 @@ def test_pictures_that_are_too_small_are_refused():
     with pytest.raises(
         tfkit.ArgumentError, match=r"large enough.*Received: pictures of shape \[\(128, 320, 3\)\]"
     ):
-        photographs.cut([numbered()], patch=16, tile=192)
+        photographs.cut([numbered()], patch=16, tile=192, stride=4)
 
 
 def test_read_folder_reads_png_and_jpeg_in_order_of_name(tmp_path):

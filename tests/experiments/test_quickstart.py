@@ -62,4 +62,4 @@ def test_quick_differs_from_the_full_job_in_length_only():
         for field in dataclasses.fields(quickstart.Config)
         if getattr(quickstart.QUICK, field.name) != getattr(quickstart.Config(), field.name)
     }
-    assert all(name.endswith(("epochs", "trials", "runs")) for name in changed)
+    assert all(name.endswith(("epochs", "trials", "runs", "stride")) for name in changed)
