@@ -191,7 +191,7 @@ def wrong_runner(change):
     class Wrong:
         def __init__(self, path, **options):
             self.run = importlib.import_module("tfkit.export.runtime").load_runner(path, **options)
-            self.zeros = self.run.zeros
+            self.zeros, self.sizes = self.run.zeros, self.run.sizes
 
         def __call__(self, arrays):
             return [change(each) for each in self.run(arrays)]

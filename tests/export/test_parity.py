@@ -39,6 +39,9 @@ class Fake:
     def zeros(self):
         return [np.zeros((self.batch, 3), "float32")]
 
+    def sizes(self):
+        return [(self.batch, 3)]
+
 
 def parity(relative_error, tolerance=0.5):
     return tfkit.Parity(1.0, relative_error, 1.0, tolerance, 1)
@@ -319,3 +322,17 @@ def test_zeros_fit_a_file_of_a_larger_batch(tmp_path):
 def test_zeros_take_one_for_open_sizes(exported):
     (zeros,) = load_runner(exported["saved_model"].path).zeros()
     assert (zeros.shape, zeros.dtype) == ((1, 6), "float32")
+
+
+def test_each_output_is_judged_on_its_own_scale():
+    x = np.float32([[1, 2, 4]])
+    inputs = keras.Input((3,))
+    model = keras.Model(inputs, [layers.Rescaling(1e6)(inputs), layers.Identity()(inputs)])
+    result = compare(model, Fake(lambda v: v * 1e6, lambda v: v + 1), [x], 1e-5)
+    assert result.relative_error == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("tolerance", [-1, "a", float("nan")])
+def test_a_tolerance_that_is_no_limit_is_refused(exported, tolerance):
+    with pytest.raises(tfkit.ArgumentError, match=r"`tolerance` must be a number.*Received: tolerance="):
+        tfkit.check_parity(net(), exported["float32"], X, tolerance=tolerance)

@@ -70,8 +70,8 @@ def test_the_file_agrees_with_keras(wide, precision):
 
 @pytest.mark.parametrize("precision", TOLERANCE)
 def test_the_parity_in_the_artifact_can_be_recomputed_by_hand(wide, precision):
-    artifact, x = wide[precision], X[:8]
-    expected = np.concatenate([wide_net()(x[i : i + 1]) for i in range(8)]).astype("float64")
+    artifact, x = wide[precision], X[:16]
+    expected = np.concatenate([wide_net()(x[i : i + 1]) for i in range(16)]).astype("float64")
     runtime = ai_edge_litert.interpreter.Interpreter(str(artifact.path))
     runtime.allocate_tensors()
     got = []
@@ -80,7 +80,7 @@ def test_the_parity_in_the_artifact_can_be_recomputed_by_hand(wide, precision):
         runtime.invoke()
         got.append(runtime.get_tensor(runtime.get_output_details()[0]["index"])[0])
     error = np.abs(got - expected)
-    assert artifact.parity.samples == 8
+    assert artifact.parity.samples == 16
     assert artifact.parity.tolerance == TOLERANCE[precision]
     assert artifact.parity.max_abs_error == pytest.approx(error.max(), abs=1e-7)
     assert artifact.parity.relative_error == pytest.approx(error.max() / np.abs(expected).max(), abs=1e-7)
@@ -359,3 +359,40 @@ def test_an_error_inside_the_converter_is_an_export_error(tmp_path, monkeypatch)
     with pytest.raises(tfkit.ExportError, match=r"Received: model='net'.*broken inside"):
         tfkit.export_tflite(net(), tmp_path / "model.tflite")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("layer", [layers.LSTM, layers.GRU, layers.SimpleRNN])
+def test_int8_of_a_recurrent_loop_is_refused_before_it_can_crash(tmp_path, layer):
+    model = keras.Sequential([keras.Input((6, 3)), layer(4, name="loop")])
+    rule = r"int8 needs recurrent layers that are unrolled.*Received: model=.*with loop.*unroll=True"
+    with pytest.raises(tfkit.ExportError, match=rule):
+        tfkit.export_tflite(
+            model, tmp_path / "m.tflite", precision="int8", representative_data=np.ones((4, 6, 3))
+        )
+
+
+def test_int8_of_an_unrolled_layer_agrees(tmp_path):
+    model = keras.Sequential([keras.Input((3, 2)), layers.GRU(4, unroll=True)])
+    x = RNG.random((16, 3, 2))
+    artifact = tfkit.export_tflite(model, tmp_path / "m.tflite", precision="int8", representative_data=x)
+    np.testing.assert_allclose(artifact.predict(x), model(x), atol=0.1)
+
+
+def test_another_size_than_the_files_is_refused(tmp_path):
+    """LiteRT would resize the input and compute on."""
+    inputs = keras.Input((None, None, 3))
+    model = keras.Model(inputs, layers.GlobalAveragePooling2D()(inputs))
+    artifact = tfkit.export_tflite(model, tmp_path / "m.tflite", input_shape=(8, 8, 3))
+    with pytest.raises(tfkit.ExportError, match=r"shaped like its inputs.*Received: arrays of shape"):
+        artifact.predict(np.ones((2, 6, 8, 3)))
+
+
+def test_integer_inputs_without_data_are_proven_on_more_than_zeros(tmp_path):
+    model = keras.Sequential([keras.Input((5,), dtype="int32"), layers.Embedding(4, 2, name="table")])
+    artifact = tfkit.export_tflite(model, tmp_path / "m.tflite")
+    values = np.asarray(model.get_layer("table").embeddings)
+    model.get_layer("table").embeddings.assign(np.vstack([values[:1], values[1:] + 1]))
+    from tfkit.export.signature import input_specs, random_samples
+
+    (x,) = random_samples(input_specs(model, batch_size=1))
+    assert not tfkit.check_parity(model, artifact, x).passed

@@ -543,3 +543,10 @@ class TestRefusals:
     def test_a_misspelt_mode_of_the_plateau(self):
         with pytest.raises(tfkit.ArgumentError, match=r"`mode` must be .*Received: mode='minn'"):
             tfkit.ReduceLROnPlateau(mode="minn")
+
+
+@pytest.mark.parametrize("rate", [float("nan"), -1.0, float("inf"), "a", None])
+def test_a_curve_that_returns_no_rate_stops_the_fit(rate):
+    rule = r"must return a finite learning rate of at least 0\. Received: .* at step 0"
+    with pytest.raises(tfkit.ArgumentError, match=rule):
+        train(one_weight(), tfkit.LearningRateCurve(lambda step: rate), epochs=1)

@@ -702,3 +702,14 @@ def test_prune_now_refuses_a_sparsity_that_is_no_number(sparsity):
         tfkit.ArgumentTypeError, match=r"`sparsity` must be a number in \[0, 1\).*Received: sparsity="
     ):
         tfkit.prune_now(models.dense_net(), sparsity)
+
+
+def test_stripping_what_was_never_pruned_warns_of_the_schedule():
+    model = tfkit.prune_low_magnitude(net(), tfkit.ConstantSparsity(0.5, begin_step=100))
+    with pytest.warns(UserWarning, match=r"No zeros in .*its schedule never pruned it.*frequency"):
+        tfkit.strip_pruning(model)
+
+
+def test_a_schedule_class_instead_of_a_schedule_is_refused():
+    with pytest.raises(tfkit.ArgumentTypeError, match=r"must be a schedule.*Received: pruning_schedule="):
+        tfkit.prune_low_magnitude(net(), tfkit.ConstantSparsity)

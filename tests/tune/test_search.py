@@ -735,3 +735,49 @@ class TestProgress:
             run(tmp_path, tuner="random", seed=1, max_trials=1)
         run(tmp_path, tuner="random", seed=1)
         assert self.lines(capsys) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "rule"),
+    [
+        (
+            {"callbacks": None},
+            tfkit.ArgumentTypeError,
+            r"`callbacks` must be a list.*Received: callbacks=None",
+        ),
+        ({"callbacks": keras.callbacks.TerminateOnNaN()}, tfkit.ArgumentTypeError, "`callbacks` must be"),
+        ({"seed": "a"}, tfkit.ArgumentTypeError, r"`seed` must be a whole number.*Received: seed='a'"),
+        ({"x": (n for n in range(3))}, tfkit.ArgumentTypeError, "readable once for every trial.*Received"),
+        ({"y": np.ones((3, 1))}, tfkit.ArgumentError, "must hold as many samples.*Received"),
+    ],
+    ids=["no callbacks", "one callback", "seed", "generator", "lengths"],
+)
+def test_what_every_trial_would_stumble_over_is_refused_before_the_first(tmp_path, change, error, rule):
+    given = {"x": np.ones((4, 1)), "y": np.ones((4, 1)), "validation_split": 0.5} | change
+    data = given.pop("x"), given.pop("y")
+    with pytest.raises(error, match=rule):
+        tfkit.search(
+            one_weight,
+            *data,
+            space=SearchSpace(learning_rate=[0.1]),
+            max_trials=1,
+            epochs=1,
+            directory=tmp_path / "search",
+            **given,
+        )
+    assert not (tmp_path / "search").exists()
+
+
+def test_a_dataset_with_targets_beside_it_is_refused(tmp_path):
+    data = tf.data.Dataset.from_tensors((np.ones((4, 1)), np.ones((4, 1))))
+    with pytest.raises(tfkit.ArgumentError, match=r"holds its own targets.*Received: a Dataset with y=given"):
+        tfkit.search(
+            one_weight,
+            data,
+            np.ones((4, 1)),
+            space=SearchSpace(learning_rate=[0.1]),
+            max_trials=1,
+            epochs=1,
+            objective="loss",
+            directory=tmp_path,
+        )

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tfkit.errors import OutputPathError
+from tfkit.errors import ArgumentTypeError, OutputPathError
 from tfkit.export.runtime import Kind, kind_of, load_runner, run_samples
 from tfkit.report.measure import disk_bytes
 
@@ -94,10 +94,13 @@ def output_path(path: str | os.PathLike, kind: Kind) -> pathlib.Path:
     """Returns `path`, having made sure that an artifact can be written there.
 
     Raises:
+        ArgumentTypeError: If it is no path.
         OutputPathError: If its folder cannot be made or written to, or something other
             than an artifact of that kind stands there, which is not ours to replace.
     """
-    path = pathlib.Path(path)
+    if not isinstance(path, str | os.PathLike) or not str(path):
+        raise ArgumentTypeError(f"`path` must be the path to write to. Received: path={path!r}.")
+    path = pathlib.Path(path).expanduser()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):

@@ -10,7 +10,7 @@ import numpy as np
 
 from tfkit.errors import ArgumentError
 from tfkit.export.artifact import Artifact
-from tfkit.export.runtime import Runner, kind_of, load_runner
+from tfkit.export.runtime import Runner, fitting, kind_of, load_runner
 from tfkit.report.measure import disk_bytes, gzip_bytes
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def benchmark(
 
     Raises:
         ArgumentError: If there is no artifact, a path is none, or a count is below 1.
-        ExportError: If a runtime cannot load an artifact.
+        ExportError: If a runtime cannot load an artifact, or `x` does not fit it.
 
     Examples:
         >>> import pathlib, tempfile, tfkit
@@ -90,15 +90,9 @@ def benchmark(
 
 def _batch(run: Runner, x: Any) -> list[np.ndarray]:
     """Returns `x` in the types of the artifact's inputs, or zeros."""
-    zeros = run.zeros()
     if x is None:
-        return zeros
-    arrays = x if isinstance(x, list | tuple) else [x]
-    if len(arrays) != len(zeros):
-        raise ArgumentError(
-            f"`x` must hold one array an input. Received: {len(arrays)} arrays for {len(zeros)} inputs."
-        )
-    return [np.asarray(array, like.dtype) for array, like in zip(arrays, zeros, strict=True)]
+        return run.zeros()
+    return fitting(run, x if isinstance(x, list | tuple) else [x])
 
 
 def _interleave(calls: list[tuple[Runner, list[np.ndarray]]], runs: int) -> list[list[float]]:

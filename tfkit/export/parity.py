@@ -1,5 +1,6 @@
 """Does an artifact compute what the Keras model computes?"""
 
+import numbers
 import os
 import pathlib
 from typing import Any
@@ -8,11 +9,12 @@ import keras
 import numpy as np
 
 from tfkit import graph
-from tfkit.errors import ExportError, ParityError
+from tfkit.errors import ArgumentError, ExportError, ParityError
 from tfkit.export.artifact import Artifact, Parity
 from tfkit.export.runtime import Runner, load_runner, run_samples
 from tfkit.export.signature import input_specs, samples, serving_function
 
+PROOF_SAMPLES = 16  # how many inputs an export compares before it gives the name
 TOLERANCE = {"float32": 1e-5, "float16": 1e-2, "int8": 0.25}
 
 
@@ -25,7 +27,7 @@ def check_parity(
 ) -> Parity:
     """Runs an artifact and the Keras model on the same inputs and compares.
 
-    ``relative_error = max |artifact(x) - model(x)| / max |model(x)|`` over all outputs.
+    ``relative_error = max |artifact(x) - model(x)| / max |model(x)|``, the worst of all outputs.
     A `.tflite` file runs on LiteRT, a SavedModel through ``tf.saved_model.load``.
 
     Args:
@@ -42,7 +44,8 @@ def check_parity(
 
     Raises:
         ArgumentTypeError: If `model` is no model.
-        ArgumentError: If the path is no artifact, or `x` does not fit the model.
+        ArgumentError: If the path is no artifact, `x` does not fit the model, or `tolerance`
+            is negative.
         ExportError: If the runtime cannot load or run the artifact.
 
     Examples:
@@ -57,6 +60,8 @@ def check_parity(
     known = isinstance(artifact, Artifact)
     path = artifact.path if known else pathlib.Path(artifact)
     limit = TOLERANCE[artifact.precision if known else "float32"] if tolerance is None else tolerance
+    if not isinstance(limit, numbers.Real) or not limit >= 0:
+        raise ArgumentError(f"`tolerance` must be a number of at least 0. Received: tolerance={tolerance!r}.")
     return compare(model, load_runner(path), arrays, limit)
 
 
@@ -72,12 +77,18 @@ def compare(model: keras.Model, run: Runner, arrays: list[np.ndarray], tolerance
             f"Received: outputs of shape {[output.shape for output in got]}; "
             f"the model's are {[output.shape for output in expected]}."
         )
-    differences = np.concatenate([np.abs(a - b).ravel() for a, b in zip(got, expected, strict=True)])
-    worst = float(differences.max()) if np.isfinite(differences).all() else np.inf
-    scale = max(float(np.abs(output).max()) for output in expected)
-    relative = worst / scale if scale else (0.0 if worst == 0 else np.inf)
-    rms = float(np.sqrt(np.mean(differences**2)))
-    return Parity(worst, relative, rms, tolerance, len(arrays[0]))
+    errors = [np.abs(a - b) for a, b in zip(got, expected, strict=True)]
+    worst = [float(error.max()) if np.isfinite(error).all() else np.inf for error in errors]
+    scales = [float(np.abs(output).max()) for output in expected]
+    relative = max(_ratio(error, scale) for error, scale in zip(worst, scales, strict=True))
+    rms = float(np.sqrt(np.mean(np.concatenate([error.ravel() for error in errors]) ** 2)))
+    return Parity(max(worst), relative, rms, tolerance, len(arrays[0]))
+
+
+def _ratio(error: float, scale: float) -> float:
+    if scale:
+        return error / scale if np.isfinite(scale) else np.inf
+    return 0.0 if error == 0 else np.inf
 
 
 def require_parity(parity: Parity, precision: str) -> Parity:
@@ -90,6 +101,7 @@ def require_parity(parity: Parity, precision: str) -> Parity:
         raise ParityError(
             f"A {precision} file must agree with Keras within {parity.tolerance:g} of the largest output. "
             f"Received: relative error {parity.relative_error:.3g} on {parity.samples} samples. "
-            "Nothing was written. For int8, pass representative_data like what the model will see."
+            "Nothing was written. int8 needs representative_data like what the model will see; float16 "
+            "needs weights and activations below 65504."
         )
     return parity

@@ -19,6 +19,9 @@ class Runner(Protocol):
     def zeros(self) -> list[np.ndarray]:
         """Returns one batch of zeros that fits; open sizes are 1."""
 
+    def sizes(self) -> list[tuple[int | None, ...]]:
+        """Returns the shape of each input; None where it is open."""
+
 
 def kind_of(path: pathlib.Path) -> Kind:
     """Tells what kind of artifact stands at a path.
@@ -72,13 +75,8 @@ def run_samples(run: Runner, samples: Sequence[np.ndarray]) -> list[np.ndarray]:
     Raises:
         ExportError: If the artifact takes other inputs.
     """
-    like = run.zeros()
-    if len(like) != len(samples):
-        raise ExportError(
-            f"An artifact takes one array an input. Received: {len(samples)} arrays for {len(like)} inputs."
-        )
-    arrays = [np.asarray(array, zeros.dtype) for array, zeros in zip(samples, like, strict=True)]
-    count, batch = len(arrays[0]), len(like[0])
+    arrays = fitting(run, samples)
+    count, batch = len(arrays[0]), len(run.zeros()[0])
     padded = [np.resize(array, (-(-count // batch) * batch, *array.shape[1:])) for array in arrays]
     try:
         answers = [
@@ -86,11 +84,30 @@ def run_samples(run: Runner, samples: Sequence[np.ndarray]) -> list[np.ndarray]:
         ]
     except (RuntimeError, ValueError, _tensorflow_error()) as error:
         raise ExportError(
-            "An artifact runs on samples shaped like its inputs. "
-            f"Received: samples of shape {[array.shape[1:] for array in arrays]} for inputs of shape "
-            f"{[zeros.shape[1:] for zeros in like]} ({str(error)[:300]})."
+            "The runtime must be able to run the artifact. "
+            f"Received: samples of shape {[array.shape[1:] for array in arrays]} ({str(error)[:300]})."
         ) from error
     return [np.concatenate(parts)[:count] for parts in zip(*answers, strict=True)]
+
+
+def fitting(run: Runner, samples: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Returns the samples in the types of an artifact's inputs, once their shapes fit.
+
+    Raises:
+        ExportError: If the artifact takes other inputs; LiteRT itself would compute on.
+    """
+    sizes = run.sizes()
+    got = [np.shape(array) for array in samples]
+    fits = len(got) == len(sizes) and all(
+        len(have) == len(want) and all(w is None or h == w for h, w in zip(have[1:], want[1:]))
+        for have, want in zip(got, sizes)
+    )
+    if not fits:
+        raise ExportError(
+            "An artifact runs on samples shaped like its inputs, one array an input. "
+            f"Received: arrays of shape {got} for inputs of shape {sizes}."
+        )
+    return [np.asarray(array, zeros.dtype) for array, zeros in zip(samples, run.zeros(), strict=True)]
 
 
 def _tensorflow_error() -> type[Exception]:
@@ -121,6 +138,10 @@ class _LiteRT:
         details = [self._inputs[name] for name in sorted(self._inputs)]
         return [np.zeros(detail["shape"], detail["dtype"]) for detail in details]
 
+    def sizes(self) -> list[tuple[int | None, ...]]:
+        details = [self._inputs[name] for name in sorted(self._inputs)]
+        return [tuple(None if size < 0 else int(size) for size in d["shape_signature"]) for d in details]
+
 
 class _SavedModel:
     def __init__(self, path: pathlib.Path):
@@ -142,3 +163,6 @@ class _SavedModel:
         specs = [self._specs[name] for name in sorted(self._specs)]
         shapes = [[1 if size is None else size for size in spec.shape] for spec in specs]
         return [np.zeros(shape, spec.dtype.as_numpy_dtype) for shape, spec in zip(shapes, specs)]
+
+    def sizes(self) -> list[tuple[int | None, ...]]:
+        return [tuple(self._specs[name].shape) for name in sorted(self._specs)]

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tfkit import graph
 from tfkit.export.artifact import Artifact, output_path, staged
-from tfkit.export.parity import TOLERANCE, compare, require_parity
+from tfkit.export.parity import PROOF_SAMPLES, TOLERANCE, compare, require_parity
 from tfkit.export.runtime import load_runner
 from tfkit.export.signature import input_specs, random_samples, samples, serving_function
 
@@ -56,7 +56,9 @@ def export_saved_model(
     path = output_path(path, "saved_model")
     with staged(path) as temporary:
         write_saved_model(model, temporary, specs)
-        parity = compare(model, load_runner(temporary), [each[:8] for each in arrays], TOLERANCE["float32"])
+        parity = compare(
+            model, load_runner(temporary), [each[:PROOF_SAMPLES] for each in arrays], TOLERANCE["float32"]
+        )
         require_parity(parity, "float32")
     return Artifact.at(path, "float32", parity)
 

@@ -114,7 +114,14 @@ def samples(data: Any, specs: Sequence[tf.TensorSpec], name: str = "representati
 
 
 def random_samples(specs: Sequence[tf.TensorSpec], count: int = 4) -> list[np.ndarray]:
-    """Returns seeded uniform numbers in [0, 1) that fit the specs; open sizes become 32."""
+    """Returns seeded numbers that fit the specs: uniform in [0, 1), or 0 and 1 for integers.
+
+    Open sizes become 32.
+    """
     generator = np.random.default_rng(0)
-    shapes = [(count, *(32 if size is None else size for size in spec.shape[1:])) for spec in specs]
-    return [generator.random(shape).astype(spec.dtype.as_numpy_dtype) for shape, spec in zip(shapes, specs)]
+    arrays = []
+    for spec in specs:
+        shape = (count, *(32 if size is None else size for size in spec.shape[1:]))
+        numbers = generator.random(shape) if spec.dtype.is_floating else generator.integers(0, 2, shape)
+        arrays.append(numbers.astype(spec.dtype.as_numpy_dtype))
+    return arrays

@@ -14,7 +14,7 @@ import tensorflow as tf
 from tfkit import graph
 from tfkit.errors import ArgumentError, ExportError
 from tfkit.export.artifact import Artifact, output_path, staged
-from tfkit.export.parity import TOLERANCE, compare, require_parity
+from tfkit.export.parity import PROOF_SAMPLES, TOLERANCE, compare, require_parity
 from tfkit.export.runtime import load_runner
 from tfkit.export.saved_model import write_saved_model
 from tfkit.export.signature import input_specs, random_samples, samples
@@ -43,9 +43,9 @@ def export_tflite(
         precision: ``"float32"``; ``"float16"`` stores half-size weights; ``"int8"``
             computes in 8-bit integers throughout, activations included.
         representative_data: Inputs as the device will see them: an array, a list of
-            arrays (one an input) or a tf.data.Dataset; up to 128 samples are used.
-            int8 needs it to find the activations' ranges; in every precision the
-            comparison runs on it, or on seeded uniform numbers without it.
+            arrays (one an input) or a tf.data.Dataset. int8 needs it to find the
+            activations' ranges, from up to 128 samples; in every precision the comparison
+            runs on the first 16, or on seeded uniform numbers without it.
         batch_size: Samples a call, at least 1; fixed in the file.
         input_shape: ``(height, width, channels)`` for a model that leaves sizes open.
 
@@ -88,6 +88,8 @@ def export_tflite(
     if not isinstance(batch_size, numbers.Integral) or batch_size < 1:
         raise ArgumentError(f"`batch_size` must be at least 1. Received: batch_size={batch_size!r}.")
     graph.require_finite(graph.require_model(model))
+    if precision == "int8":
+        _refuse_loops(model)
     specs = input_specs(model, batch_size=int(batch_size), input_shape=input_shape)
     if any(size is None for spec in specs for size in spec.shape):
         raise ArgumentError(
@@ -99,9 +101,25 @@ def export_tflite(
     path = output_path(path, "tflite")
     with staged(path) as temporary:
         temporary.write_bytes(_convert(model, specs, precision, arrays))
-        parity = compare(model, load_runner(temporary), [each[:8] for each in arrays], TOLERANCE[precision])
+        parity = compare(
+            model, load_runner(temporary), [each[:PROOF_SAMPLES] for each in arrays], TOLERANCE[precision]
+        )
         require_parity(parity, precision)
     return Artifact.at(path, precision, parity)
+
+
+def _refuse_loops(model: keras.Model) -> None:
+    """Checks that no recurrent layer runs as a loop, on which TensorFlow's calibrator crashes."""
+    loops = [
+        node.path
+        for node in graph.descend(graph.walk(model))
+        if isinstance(node.layer, keras.layers.RNN) and not node.layer.unroll
+    ]
+    if loops:
+        raise ExportError(
+            "int8 needs recurrent layers that are unrolled; TensorFlow's calibrator crashes on loops. "
+            f"Received: model={model.name!r} with {', '.join(loops)}. Build them with unroll=True."
+        )
 
 
 def _whole_batches(array: np.ndarray, batch_size: int) -> np.ndarray:
@@ -136,5 +154,6 @@ def _convert(
         except Exception as error:  # the converter's own classes are not public
             raise ExportError(
                 f"TensorFlow must be able to convert the model to TFLite. Received: model={model.name!r}, "
-                f"precision={precision!r}. The converter says: {str(error)[:1000]}"
+                f"precision={precision!r}. A model in mixed precision must be rebuilt in float32 first. "
+                f"The converter says: {str(error)[:1000]}"
             ) from error

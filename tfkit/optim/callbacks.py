@@ -8,6 +8,7 @@ With ``steps_per_execution=n`` Keras calls callbacks once every n steps: the rat
 change only between executions, and the curve is read at the first step of each.
 """
 
+import math
 import weakref
 from typing import Any, Literal
 
@@ -29,7 +30,8 @@ class LearningRateCurve(keras.callbacks.Callback):
     Raises:
         ArgumentTypeError: If `curve` is not callable.
         ArgumentError: If `unit` is neither value; at the start of training, if the
-            optimizer owns a schedule already.
+            optimizer owns a schedule already; while training, if the curve returns
+            something else than a finite rate of at least 0.
 
     Examples:
         >>> import keras, numpy as np, tfkit
@@ -64,11 +66,24 @@ class LearningRateCurve(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._clock.start(self, epoch)
         if self.unit == "epoch":
-            self.model.optimizer.learning_rate = float(self.curve(epoch))
+            self._set(epoch)
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         if self.unit == "step":
-            self.model.optimizer.learning_rate = float(self.curve(self._clock.read(self)))
+            self._set(self._clock.read(self))
+
+    def _set(self, place: int) -> None:
+        given = self.curve(place)
+        try:
+            rate = float(given)  # a Keras schedule returns a tensor
+        except (TypeError, ValueError):
+            rate = math.nan
+        if not 0 <= rate < math.inf:
+            raise ArgumentError(
+                "A curve must return a finite learning rate of at least 0. "
+                f"Received: {given!r} at {self.unit} {place}."
+            )
+        self.model.optimizer.learning_rate = rate
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         if logs is not None:
@@ -229,7 +244,9 @@ class _UpdateClock:
         optimizer = callback.model.optimizer
         self._origin = int(optimizer.iterations)
         steps = callback.params.get("steps")
-        if epoch > 0 and steps:
+        if epoch > 0 and not steps:
+            self._origin = 0  # of unknown length: all updates so far belong to this run
+        elif epoch > 0:
             accumulation = getattr(optimizer, "inner_optimizer", optimizer).gradient_accumulation_steps
             self._origin -= epoch * steps // (accumulation or 1)
 

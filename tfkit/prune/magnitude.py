@@ -2,6 +2,7 @@
 
 import math
 import numbers
+import warnings
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -134,6 +135,14 @@ def strip_pruning(model: keras.Model) -> keras.Model:
             f"Received: model={model.name!r}, which carries no mask. "
             "Call tfkit.prune_low_magnitude(model) first; a model pruned by tfkit.prune_now needs no strip."
         )
+    dense = [each.path for each in masked if bool(keras.ops.all(keras.ops.not_equal(each.variable, 0)))]
+    if dense:
+        warnings.warn(
+            f"No zeros in {', '.join(dense[:5])}: its schedule never pruned it. "
+            "A schedule acts at updates begin_step, begin_step + frequency, … that training reaches "
+            "(TFMOT's default frequency is 100), and only on layers that train.",
+            stacklevel=2,
+        )
     for weight in masked:
         weight.variable.constraint = weight.variable.constraint.before
         weight.layer.__dict__.pop("load_own_variables", None)
@@ -211,7 +220,7 @@ def sparsity_table(model: keras.Model) -> "pd.DataFrame":
         if pruned:
             reason = "frozen: the mask acts once the layer trains" if frozen else ""
         else:
-            reason = obstacle or "carries no mask"
+            reason = obstacle or "prunable, but carries no mask now"
         values = np.asarray(variable)
         rows.append(
             {
@@ -267,7 +276,7 @@ def _chosen(model: keras.Model, layers: Pattern | Iterable[Pattern] | None) -> l
 
 
 def _check_schedule(schedule: Schedule) -> None:
-    if not callable(schedule):
+    if not callable(schedule) or isinstance(schedule, type):
         raise ArgumentTypeError(
             "`pruning_schedule` must be a schedule, step -> (should_prune, sparsity). "
             f"Received: pruning_schedule={schedule!r}. "

@@ -74,7 +74,8 @@ def search(
         ArgumentError: If a count is below 1, the tuner is unknown, the objective needs
             validation data or is never reported, `build` returns no compiled model, or
             the directory holds another search.
-        ArgumentTypeError: If `build` or `space` is of another kind.
+        ArgumentTypeError: If `build`, `space`, `callbacks` or `seed` is of another kind, or
+            `x` is a generator.
         OutputPathError: If nothing can be written in `directory`.
         SearchError: If every trial failed; gives the last traceback.
 
@@ -93,6 +94,7 @@ def search(
     Source: keras-tuner's oracles; Snoek et al., Practical Bayesian Optimization (2012).
     """
     takes_hp = _check(build, space, tuner, max_trials, epochs, validation_split)
+    _check_fit(x, y, validation_split, callbacks, seed)
     goal = _objective(objective)
     if goal.name.startswith("val_") and validation_data is None and not validation_split:
         raise ArgumentError(
@@ -195,6 +197,37 @@ def _check(
             "Correct the name, or write build(hp) and use hp.get(name)."
         )
     return takes_hp
+
+
+def _check_fit(x: Any, y: Any, validation_split: float, callbacks: Any, seed: Any) -> None:
+    """Checks what every trial's `fit` would stumble over."""
+    import keras
+    import tensorflow as tf
+
+    if not isinstance(callbacks, Sequence) or not all(
+        isinstance(each, keras.callbacks.Callback) for each in callbacks
+    ):
+        raise ArgumentTypeError(
+            f"`callbacks` must be a list of Keras callbacks. Received: callbacks={callbacks!r}."
+        )
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, numbers.Integral)):
+        raise ArgumentTypeError(f"`seed` must be a whole number or None. Received: seed={seed!r}.")
+    if inspect.isgenerator(x):
+        raise ArgumentTypeError(
+            "`x` must be readable once for every trial. Received: a generator, which ends with the first. "
+            "Make arrays or a tf.data.Dataset of it."
+        )
+    if isinstance(x, tf.data.Dataset) and (y is not None or validation_split):
+        raise ArgumentError(
+            "A tf.data.Dataset holds its own targets and cannot be split. Received: a Dataset with "
+            f"y={'given' if y is not None else None}, validation_split={validation_split!r}. "
+            "Pass (x, y) batches as `x` and a second Dataset as validation_data."
+        )
+    if hasattr(x, "shape") and hasattr(y, "shape") and x.shape[:1] != y.shape[:1]:
+        raise ArgumentError(
+            "`x` and `y` must hold as many samples. "
+            f"Received: x of shape {tuple(x.shape)}, y of shape {tuple(y.shape)}."
+        )
 
 
 def _objective(objective: Any) -> Any:
