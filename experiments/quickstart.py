@@ -71,11 +71,11 @@ class Config:
     pretrain_noise: float = 0.1
     noise: float = 0.205
     pretrain_epochs: int = 6
-    compare_epochs: int = 4
+    compare_epochs: int = 3
     trials: int = 6
     trial_epochs: int = 2
-    tune_epochs: int = 24
-    refine_epochs: int = 24
+    tune_epochs: int = 20
+    refine_epochs: int = 20
     refine_rate: float = 2e-3
     sparsity: float = 0.8
     runs: int = 50

@@ -576,7 +576,7 @@ def test_the_table_tells_what_is_pruned_and_why_the_rest_is_not():
     }
     assert rows["conv1/kernel"] == ("pruned", "frozen: the mask acts once the layer trains")
     assert rows["conv2/kernel"] == ("pruned", "")
-    assert rows["head/kernel"] == ("skipped", "carries no mask")
+    assert rows["head/kernel"] == ("skipped", "prunable, but carries no mask now")
     assert rows["bn1/gamma"] == ("skipped", "one-dimensional")
 
 

@@ -14,8 +14,9 @@ from typing import Any, Literal
 
 import keras
 
-from tfkit.errors import ArgumentError, ArgumentTypeError
+from tfkit.errors import ArgumentError
 from tfkit.optim import curves
+from tfkit.optim.arguments import Curve, require_count, require_curve
 
 
 class LearningRateCurve(keras.callbacks.Callback):
@@ -46,16 +47,11 @@ class LearningRateCurve(keras.callbacks.Callback):
     Source: keras.callbacks.LearningRateScheduler, per update as in timm.
     """
 
-    def __init__(self, curve: curves.Curve, *, unit: Literal["step", "epoch"] = "step"):
+    def __init__(self, curve: Curve, *, unit: Literal["step", "epoch"] = "step"):
         super().__init__()
-        if not callable(curve):
-            raise ArgumentTypeError(
-                "`curve` must be a function from a step to a learning rate. "
-                f"Received: curve={curve!r}. Use tfkit.curves.constant(rate) for a fixed rate."
-            )
+        self.curve = require_curve("curve", curve)
         if unit not in ("step", "epoch"):
             raise ArgumentError(f"`unit` must be 'step' or 'epoch'. Received: unit={unit!r}.")
-        self.curve = curve
         self.unit = unit
         self._clock = _UpdateClock()
 
@@ -122,7 +118,7 @@ class WarmupCosine(LearningRateCurve):
         final: float = 0.0,
     ):
         for name, count in (("warmup_steps", warmup_steps), ("total_steps", total_steps)):
-            curves.require_count(name, count, least=0)
+            require_count(name, count, least=0)
         if warmup_steps >= total_steps:
             raise ArgumentError(
                 "`warmup_steps` must be below `total_steps`, which include it. "
@@ -181,7 +177,7 @@ class ReduceLROnPlateau(keras.callbacks.ReduceLROnPlateau):
         if mode not in ("auto", "min", "max"):
             raise ArgumentError(f"`mode` must be 'auto', 'min' or 'max'. Received: mode={mode!r}.")
         super().__init__(monitor, factor, patience, verbose, mode, min_delta, cooldown, min_lr)
-        self.warmup_steps = curves.require_count("warmup_steps", warmup_steps, least=0)
+        self.warmup_steps = require_count("warmup_steps", warmup_steps, least=0)
         self._clock = _UpdateClock()
         self._peak = 0.0
 

@@ -12,14 +12,18 @@ Examples:
 """
 
 import bisect
-import itertools
 import math
-import numbers
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from tfkit.errors import ArgumentError, ArgumentTypeError
-
-Curve = Callable[[float], float]
+from tfkit.errors import ArgumentError
+from tfkit.optim.arguments import (
+    Curve,
+    require_boundaries,
+    require_count,
+    require_curve,
+    require_positive,
+    require_rate,
+)
 
 __all__ = [
     "constant",
@@ -52,7 +56,7 @@ def constant(rate: float) -> Curve:
         >>> constant(0.1)(0), constant(0.1)(10**6)
         (0.1, 0.1)
     """
-    rate = _rate("rate", rate)
+    rate = require_rate("rate", rate)
     return lambda step: rate
 
 
@@ -100,8 +104,8 @@ def polynomial(start: float, final: float, steps: int, *, power: float = 1.0) ->
 
     Source: keras.optimizers.schedules.PolynomialDecay.
     """
-    start, final = _rate("start", start), _rate("final", final)
-    steps, power = require_count("steps", steps), _positive("power", power)
+    start, final = require_rate("start", start), require_rate("final", final)
+    steps, power = require_count("steps", steps), require_positive("power", power)
 
     def curve(step: float) -> float:
         left = 1 - _fraction(step, steps)
@@ -133,7 +137,7 @@ def exponential(start: float, decay_rate: float, steps: int, *, staircase: bool 
 
     Source: keras.optimizers.schedules.ExponentialDecay.
     """
-    start, decay_rate = _rate("start", start), _positive("decay_rate", decay_rate)
+    start, decay_rate = require_rate("start", start), require_positive("decay_rate", decay_rate)
     steps = require_count("steps", steps)
 
     def curve(step: float) -> float:
@@ -165,9 +169,9 @@ def step(start: float, factor: float, boundaries: int | Sequence[int]) -> Curve:
         >>> step(1.0, 0.5, 10)(35)
         0.125
     """
-    start, factor = _rate("start", start), _positive("factor", factor)
+    start, factor = require_rate("start", start), require_positive("factor", factor)
     if isinstance(boundaries, Sequence):
-        marks = _boundaries(boundaries)
+        marks = require_boundaries(boundaries)
         return lambda step: start * factor ** bisect.bisect_right(marks, step)
     every = require_count("boundaries", boundaries)
     return lambda step: start * factor ** (max(step, 0) // every)
@@ -194,7 +198,11 @@ def cosine(peak: float, steps: int, *, final: float = 0.0) -> Curve:
 
     Source: Loshchilov and Hutter, SGDR (2017), equation 5 without restarts.
     """
-    peak, final, steps = _rate("peak", peak), _rate("final", final), require_count("steps", steps)
+    peak, final, steps = (
+        require_rate("peak", peak),
+        require_rate("final", final),
+        require_count("steps", steps),
+    )
     return lambda step: _half_cosine(peak, final, _fraction(step, steps))
 
 
@@ -224,9 +232,13 @@ def cosine_restarts(
 
     Source: Loshchilov and Hutter, SGDR (2017), section 3; keras's CosineDecayRestarts.
     """
-    peak, final, steps = _rate("peak", peak), _rate("final", final), require_count("steps", steps)
-    m_mul = _positive("m_mul", m_mul)
-    if _positive("t_mul", t_mul) < 1:
+    peak, final, steps = (
+        require_rate("peak", peak),
+        require_rate("final", final),
+        require_count("steps", steps),
+    )
+    m_mul = require_positive("m_mul", m_mul)
+    if require_positive("t_mul", t_mul) < 1:
         raise ArgumentError(f"`t_mul` must be at least 1. Received: t_mul={t_mul!r}.")
 
     def curve(step: float) -> float:
@@ -271,14 +283,14 @@ def one_cycle(
 
     Source: Smith and Topin, Super-Convergence (2018); defaults as in fastai and PyTorch.
     """
-    peak, steps = _rate("peak", peak), require_count("steps", steps, least=2)
+    peak, steps = require_rate("peak", peak), require_count("steps", steps, least=2)
     if not 0 < warmup_fraction < 1:
         raise ArgumentError(
             "`warmup_fraction` must lie between 0 and 1, both excluded. "
             f"Received: warmup_fraction={warmup_fraction!r}."
         )
-    start = peak / _positive("start_divisor", start_divisor)
-    final = start / _positive("final_divisor", final_divisor)
+    start = peak / require_positive("start_divisor", start_divisor)
+    final = start / require_positive("final_divisor", final_divisor)
     rise = warmup_fraction * steps
 
     def curve(step: float) -> float:
@@ -310,7 +322,7 @@ def inverse_sqrt(peak: float, timescale: int = 1) -> Curve:
     Source: Vaswani et al., Attention Is All You Need (2017), section 5.3, in the form
     of big_vision's rsqrt.
     """
-    peak, timescale = _rate("peak", peak), require_count("timescale", timescale)
+    peak, timescale = require_rate("peak", peak), require_count("timescale", timescale)
     return lambda step: peak / math.sqrt(1 + max(step, 0) / timescale)
 
 
@@ -339,8 +351,8 @@ def warmup(curve: Curve, steps: int, start: float = 0.0) -> Curve:
 
     Source: Goyal et al., Accurate, Large Minibatch SGD (2017), section 2.2.
     """
-    steps, start = require_count("steps", steps, least=0), _rate("start", start)
-    curve = _curve("curve", curve)
+    steps, start = require_count("steps", steps, least=0), require_rate("start", start)
+    curve = require_curve("curve", curve)
     if steps == 0:
         return curve
     return join([linear(start, curve(0), steps), curve], [steps])
@@ -368,8 +380,8 @@ def join(curves: Sequence[Curve], boundaries: Sequence[int]) -> Curve:
 
     Source: optax's join_schedules.
     """
-    curves = [_curve("curves", each) for each in curves]
-    marks = _boundaries(boundaries)
+    curves = [require_curve("curves", each) for each in curves]
+    marks = require_boundaries(boundaries)
     if not curves or len(marks) != len(curves) - 1:
         raise ArgumentError(
             "`boundaries` must hold one step fewer than there are curves. "
@@ -390,53 +402,3 @@ def _half_cosine(start: float, final: float, fraction: float) -> float:
 
 def _fraction(step: float, steps: float) -> float:
     return min(max(step, 0) / steps, 1.0)
-
-
-def _curve(name: str, value: object) -> Curve:
-    if not callable(value):
-        raise ArgumentTypeError(
-            f"`{name}` must be a function from a step to a learning rate. "
-            f"Received: {name}={value!r}. Use tfkit.curves.constant(rate) for a fixed rate."
-        )
-    return value
-
-
-def _number(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
-        raise ArgumentError(f"`{name}` must be a finite number. Received: {name}={value!r}.")
-    return float(value)
-
-
-def _rate(name: str, value: object) -> float:
-    number = _number(name, value)
-    if number < 0:
-        raise ArgumentError(f"`{name}` must be a learning rate of at least 0. Received: {name}={value!r}.")
-    return number
-
-
-def _positive(name: str, value: object) -> float:
-    number = _number(name, value)
-    if number <= 0:
-        raise ArgumentError(f"`{name}` must be above 0. Received: {name}={value!r}.")
-    return number
-
-
-def require_count(name: str, value: object, least: int = 1) -> int:
-    """Returns a number of steps as an int.
-
-    Raises:
-        ArgumentError: If it is no whole number or below `least`.
-    """
-    number = _number(name, value)
-    if number != int(number) or number < least:
-        raise ArgumentError(
-            f"`{name}` must be a whole number of steps, at least {least}. Received: {name}={value!r}."
-        )
-    return int(number)
-
-
-def _boundaries(values: Sequence[int]) -> list[int]:
-    marks = [require_count("boundaries", value) for value in values]
-    if any(later <= earlier for earlier, later in itertools.pairwise(marks)):
-        raise ArgumentError(f"`boundaries` must increase. Received: boundaries={list(values)!r}.")
-    return marks

@@ -112,25 +112,47 @@ def search(
     }
     folder = _prepare(pathlib.Path(directory), spec, overwrite)
 
+    fit = {"x": x, "y": y, "epochs": int(epochs), "batch_size": batch_size, "verbose": 0}
+    fit |= {"validation_data": validation_data, "validation_split": validation_split}
+    model_of = (build, takes_hp, space)
+    oracle_of = (tuner, goal, int(max_trials), space, seed)
+    _run(folder, model_of, oracle_of, fit, callbacks, seed, verbose)
+    result = SearchResult.load(folder)
+    if not (result.table.status == "completed").any():
+        raise SearchError(
+            f"At least one trial must complete. Received: {len(result.table)} trials, all failed. "
+            f"The last error:\n{result.table.error.dropna().iloc[-1]}"
+        )
+    return result
+
+
+def _run(
+    folder: pathlib.Path,
+    model_of: tuple,
+    oracle_of: tuple,
+    fit: dict[str, Any],
+    callbacks: Any,
+    seed: int | None,
+    verbose: int,
+) -> None:
+    """Runs the trials that are still to come; each leaves its record in `folder`."""
     import tensorflow as tf
 
     from tfkit.tune.oracles import make_oracle
     from tfkit.tune.trial import Hypermodel, SearchTuner, WrongCallError
 
     before = SearchResult.load(folder)
-    done = before.table[before.table.status == "completed"]
-    best = None if done.empty else float(before.best.score)
-    fit = {"x": x, "y": y, "epochs": int(epochs), "batch_size": batch_size, "verbose": 0}
-    fit["shuffle"] = not isinstance(x, tf.data.Dataset)  # a Dataset shuffles itself
-    fit |= {"validation_data": validation_data, "validation_split": validation_split}
+    best = float(before.best.score) if (before.table.status == "completed").any() else None
+    fit["shuffle"] = not isinstance(fit["x"], tf.data.Dataset)  # a Dataset shuffles itself
+    oracle = make_oracle(*oracle_of)
     continued = (folder / ENGINE).is_dir()
-    with _progress(max_trials, epochs, goal.name, best, verbose) as progress:
+    with _progress(oracle.max_trials, fit["epochs"], oracle.objective.name, best, verbose) as progress:
         try:
             # keras-tuner prints a line when it takes up a search; no code of the user runs then
             with contextlib.redirect_stdout(io.StringIO()) if continued else contextlib.nullcontext():
                 engine = SearchTuner(
-                    oracle=make_oracle(tuner, goal, int(max_trials), space, seed),
-                    hypermodel=Hypermodel(build, takes_hp, space),
+                    oracle=oracle,
+                    hypermodel=Hypermodel(*model_of),
                     directory=str(folder),
                     project_name=ENGINE,
                     search_directory=folder,
@@ -144,13 +166,6 @@ def search(
             if best is None:
                 _forget(folder)  # or the corrected call would find another search here
             raise
-    result = SearchResult.load(folder)
-    if not (result.table.status == "completed").any():
-        raise SearchError(
-            f"At least one trial must complete. Received: {len(result.table)} trials, all failed. "
-            f"The last error:\n{result.table.error.dropna().iloc[-1]}"
-        )
-    return result
 
 
 def _check(
