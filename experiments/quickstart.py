@@ -5,7 +5,7 @@ photographs and adapted to the other under stronger noise. Then the adapted mode
 pruned to 80% zeros and exported for devices. Pictures are judged on a part of the new
 photograph that nothing was trained or chosen on.
 
-    python -m experiments.quickstart                                   about 2 minutes, two cores
+    python -m experiments.quickstart                                   about 5 minutes, two cores
     python -m experiments.quickstart --quick                           under a minute
     python -m experiments.quickstart --model my.keras --images DIR     your own
 

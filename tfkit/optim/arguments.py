@@ -34,9 +34,19 @@ def require_rate(name: str, value: object) -> float:
     return number
 
 
-def require_positive(name: str, value: object) -> float:
-    """Returns a number above 0, or raises ArgumentError."""
+def require_fraction(name: str, value: object) -> float:
+    """Returns a number between 0 and 1, both excluded, or raises ArgumentError."""
     number = _number(name, value)
+    if not 0 < number < 1:
+        raise ArgumentError(f"`{name}` must lie between 0 and 1, both excluded. Received: {name}={value!r}.")
+    return number
+
+
+def require_positive(name: str, value: object, least: float = 0.0) -> float:
+    """Returns a number above 0 and at least `least`, or raises ArgumentError."""
+    number = _number(name, value)
+    if 0 < number < least:
+        raise ArgumentError(f"`{name}` must be at least {least}. Received: {name}={value!r}.")
     if number <= 0:
         raise ArgumentError(f"`{name}` must be above 0. Received: {name}={value!r}.")
     return number

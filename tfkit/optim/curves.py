@@ -21,6 +21,7 @@ from tfkit.optim.arguments import (
     require_boundaries,
     require_count,
     require_curve,
+    require_fraction,
     require_positive,
     require_rate,
 )
@@ -238,8 +239,7 @@ def cosine_restarts(
         require_count("steps", steps),
     )
     m_mul = require_positive("m_mul", m_mul)
-    if require_positive("t_mul", t_mul) < 1:
-        raise ArgumentError(f"`t_mul` must be at least 1. Received: t_mul={t_mul!r}.")
+    t_mul = require_positive("t_mul", t_mul, least=1)
 
     def curve(step: float) -> float:
         left, length, top = max(step, 0), float(steps), peak
@@ -284,11 +284,7 @@ def one_cycle(
     Source: Smith and Topin, Super-Convergence (2018); defaults as in fastai and PyTorch.
     """
     peak, steps = require_rate("peak", peak), require_count("steps", steps, least=2)
-    if not 0 < warmup_fraction < 1:
-        raise ArgumentError(
-            "`warmup_fraction` must lie between 0 and 1, both excluded. "
-            f"Received: warmup_fraction={warmup_fraction!r}."
-        )
+    warmup_fraction = require_fraction("warmup_fraction", warmup_fraction)
     start = peak / require_positive("start_divisor", start_divisor)
     final = start / require_positive("final_divisor", final_divisor)
     rise = warmup_fraction * steps
