@@ -1,4 +1,6 @@
-"""MkDocs hook: fills ``{{ table NAME }}`` and ``{{ provenance NAME }}`` from an experiment.
+"""MkDocs hook: fills ``{{ table NAME KEY }}`` and ``{{ provenance NAME }}`` from an experiment.
+
+A table is a list of rows in results.json under its key.
 
 The results in docs/results are what an experiment wrote, copied as it is:
 
@@ -25,23 +27,35 @@ COLUMNS = {
 
 def on_page_markdown(markdown, **_):
     """Replaces every placeholder of a page."""
-    return re.sub(r"\{\{ (\w+) (\w+) \}\}", lambda match: PARTS[match[1]](_read(match[2])), markdown)
+    return re.sub(
+        r"\{\{ (\w+) (\w+) ?(\w*) \}\}",
+        lambda match: PARTS[match[1]](_read(match[2]), *filter(None, [match[3]])),
+        markdown,
+    )
 
 
 def _read(name):
     return json.loads((RESULTS / name / "results.json").read_text())
 
 
-def _table(results):
-    used = {key: value for key, value in COLUMNS.items() if any(key in row for row in results["stages"])}
+def _table(results, key):
+    rows = results[key]
+    used = {name: COLUMNS.get(name, (name.replace("_", " "), None)) for row in rows for name in row}
     lines = [
         "| " + " | ".join(title for title, _ in used.values()) + " |",
         "|---|" + "---:|" * (len(used) - 1),
     ]
-    for row in results["stages"]:
-        cells = ["–" if row.get(key) is None else form.format(row[key]) for key, (_, form) in used.items()]
-        lines.append("| " + " | ".join(cells) + " |")
+    for row in rows:
+        lines.append("| " + " | ".join(_cell(row.get(name), form) for name, (_, form) in used.items()) + " |")
     return "\n".join(lines)
+
+
+def _cell(value, form):
+    if value is None:
+        return "–"
+    if form is None:
+        form = "{:.4g}" if isinstance(value, float) else "{:,}" if type(value) is int else "{}"
+    return form.format(value)
 
 
 def _provenance(results):

@@ -1,1 +1,5 @@
-"""Claims about tfkit, one file each, measured anew by whoever runs them."""
+"""Claims about tfkit, each measured by one file: ``python -m experiments.NAME``."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up notes hide the tables

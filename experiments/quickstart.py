@@ -20,15 +20,9 @@ most 1/3.5 of its size; float32 within 1e-5 of Keras.
 import argparse
 import dataclasses
 import json
-import os
 import pathlib
-import platform
-import resource
 import sys
 import time
-from importlib import metadata
-
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up notes hide the table
 
 import keras
 import numpy as np
@@ -36,7 +30,7 @@ import pandas as pd
 from rich.console import Console
 
 import tfkit
-from experiments import photographs, quickstart_report
+from experiments import photographs, quickstart_report, results
 from tfkit.report import measure
 
 
@@ -259,15 +253,12 @@ class Job:
         outputs = {row["stage"]: row.pop("output") for row in self.rows}
         table = pd.DataFrame(self.rows)
         best = {name: float(self.best[name]) for name in ("learning_rate", "weight_decay", "score")}
-        results = {
-            "config": dataclasses.asdict(self.config),
-            "versions": _versions(),
+        found = {
+            **results.provenance(self.config, time.perf_counter() - self.start),
             "trained_layers": layers,
             "search": best,
             "stages": json.loads(table.to_json(orient="records")),
             "parity": {label: dataclasses.asdict(each.parity) for label, each in artifacts.items()},
-            "seconds": round(time.perf_counter() - self.start, 1),
-            "peak_memory_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
         }
         pictures = {
             "noisy": outputs["noisy input"],
@@ -277,11 +268,11 @@ class Job:
             "clean": self.new.test,
         }
         quickstart_report.write(
-            self.output, results, {caption: batch[0] for caption, batch in pictures.items()}, self.histories
+            self.output, found, {caption: batch[0] for caption, batch in pictures.items()}, self.histories
         )
         self.console.print(
-            f"\n[bold]{self.output / 'report.html'}[/] in {results['seconds']:.0f} s, "
-            f"{results['peak_memory_gb']:.1f} GB of memory at the most"
+            f"\n[bold]{self.output / 'report.html'}[/] in {found['seconds']:.0f} s, "
+            f"{found['peak_memory_gb']:.1f} GB of memory at the most"
         )
 
     def _row(
@@ -345,18 +336,6 @@ class Job:
 
     def _denoise(self, model: keras.Model) -> np.ndarray:
         return np.concatenate([model(tile[None], training=False) for tile in self.noisy_test])
-
-
-def _versions() -> dict[str, str]:
-    packages = (
-        "tfkit",
-        "tensorflow",
-        "keras",
-        "keras-tuner",
-        "tensorflow-model-optimization",
-        "ai-edge-litert",
-    )
-    return {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}}
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:

@@ -45,7 +45,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "strip_pruning",
         ],
         "select": ["Selection", "layer_table", "select_layers"],
-        "transfer": ["configure_base_model"],
+        "transfer": ["GradualUnfreezing", "configure_base_model"],
         "tune": ["SearchResult", "SearchSpace", "search"],
     },
 )

@@ -11,8 +11,8 @@ from keras import layers, optimizers
 
 import tfkit
 from tests import models
+from tfkit import training
 from tfkit.errors import ArgumentError, ArgumentTypeError, LayerNotFoundError, UnbuiltModelError
-from tfkit.transfer import freeze
 
 RANDOM = np.random.default_rng(0)
 X, Y = RANDOM.normal(size=(12, 6)).astype("float32"), RANDOM.normal(size=(12, 2)).astype("float32")
@@ -609,7 +609,7 @@ def test_a_trained_models_next_fit_moves_exactly_the_selected_weights(build, pat
 
 def test_refresh_training_does_nothing_to_an_uncompiled_model():
     model = models.dense_net()
-    assert freeze.refresh_training(model) is None
+    assert training.refresh_training(model) is None
     assert not model.compiled
 
 

@@ -1,11 +1,13 @@
 """Keras callbacks that move the learning rate.
 
 All count optimizer updates since the `fit` began, so gradient accumulation is right by
-itself and a second `fit` starts its curve anew. A `fit` that begins at a later epoch
-(Keras's BackupAndRestore, or `initial_epoch`) goes on where that epoch stands.
+itself and a second `fit` starts its curve anew. A run that Keras's BackupAndRestore
+resumes, or that begins at a later epoch, goes on where it stood.
 
 With ``steps_per_execution=n`` Keras calls callbacks once every n steps: the rate may
 change only between executions, and the curve is read at the first step of each.
+
+A curve and a plateau compose: the plateau scales what the curve says.
 """
 
 import math
@@ -17,9 +19,56 @@ import keras
 from tfkit.errors import ArgumentError
 from tfkit.optim import curves
 from tfkit.optim.arguments import Curve, require_count, require_curve
+from tfkit.optim.rate import accumulation, count_updates, read_rate, require_assignable_rate, set_rate
+from tfkit.resume import ResumableCallback
 
 
-class LearningRateCurve(keras.callbacks.Callback):
+class _RateCallback(ResumableCallback):
+    """A callback that counts the updates of a run."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._origin: int | None = None  # the optimizer's count at the run's first update
+
+    def set_model(self, model: keras.Model) -> None:
+        super().set_model(model)
+        self._origin = None
+        self._epoch = -1  # the epoch under way
+        self._epoch_step = 0  # updates before it
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        require_assignable_rate(self.model.optimizer)
+        super().on_train_begin(logs)
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        super().on_epoch_begin(epoch, logs)
+        count = count_updates(self.model.optimizer)
+        if self._origin is None:
+            self._origin = count
+            if epoch > 0:  # begun elsewhere, by a run that left no state
+                steps = self.params.get("steps")
+                done = epoch * steps // accumulation(self.model.optimizer) if steps else count
+                self._origin -= done  # of unknown length: all updates so far belong to this run
+        elif epoch == self._epoch:  # saved in its midst, and now begun anew
+            self._origin = count - self._epoch_step
+        self._epoch, self._epoch_step = epoch, count - self._origin
+
+    @property
+    def _step(self) -> int:
+        """Updates since the run began."""
+        return count_updates(self.model.optimizer) - (self._origin or 0)
+
+    def read_state(self) -> dict[str, float]:
+        if self._origin is None:
+            return {}
+        return {"origin": self._origin, "epoch": self._epoch, "epoch_step": self._epoch_step}
+
+    def write_state(self, state: dict[str, float]) -> None:
+        self._origin, self._epoch = int(state["origin"]), int(state["epoch"])
+        self._epoch_step = int(state["epoch_step"])
+
+
+class LearningRateCurve(_RateCallback):
     """Sets the learning rate from a curve and writes it into the logs.
 
     Args:
@@ -53,37 +102,51 @@ class LearningRateCurve(keras.callbacks.Callback):
         if unit not in ("step", "epoch"):
             raise ArgumentError(f"`unit` must be 'step' or 'epoch'. Received: unit={unit!r}.")
         self.unit = unit
-        self._clock = _UpdateClock()
+        self._base = 0.0  # what the curve said last
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        require_assignable_rate(self.model.optimizer)
-        self._clock.reset()
+        super().on_train_begin(logs)
+        rivals = [each for each in self.companions if isinstance(each, LearningRateCurve)]
+        if len(rivals) > 1:
+            raise ArgumentError(
+                "Only one curve may set the learning rate of a fit. "
+                f"Received: {', '.join(type(each).__name__ for each in rivals)}. "
+                "Put curves one after another with tfkit.curves.join."
+            )
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        self._clock.start(self, epoch)
+        super().on_epoch_begin(epoch, logs)
         if self.unit == "epoch":
-            self._set(epoch)
+            self._follow(epoch)
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         if self.unit == "step":
-            self._set(self._clock.read(self))
+            self._follow(self._step)
 
-    def _set(self, place: int) -> None:
+    def _follow(self, place: int) -> None:
         given = self.curve(place)
         try:
-            rate = float(given)  # a Keras schedule returns a tensor
+            self._base = float(given)  # a Keras schedule returns a tensor
         except (TypeError, ValueError):
-            rate = math.nan
-        if not 0 <= rate < math.inf:
+            self._base = math.nan
+        if not 0 <= self._base < math.inf:
             raise ArgumentError(
                 "A curve must return a finite learning rate of at least 0. "
                 f"Received: {given!r} at {self.unit} {place}."
             )
-        self.model.optimizer.learning_rate = rate
+        self.apply()
+
+    def apply(self) -> None:
+        """Sets the rate: what the curve said last, as the plateaus of this fit shape it."""
+        rate = self._base
+        for each in self.companions:
+            if isinstance(each, ReduceLROnPlateau):
+                rate = each.shape(rate)
+        set_rate(self.model.optimizer, rate)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         if logs is not None:
-            logs["learning_rate"] = float(self.model.optimizer.learning_rate)
+            logs["learning_rate"] = read_rate(self.model.optimizer)
 
 
 class WarmupCosine(LearningRateCurve):
@@ -128,7 +191,7 @@ class WarmupCosine(LearningRateCurve):
         super().__init__(curves.warmup(decay, warmup_steps, start=start))
 
 
-class ReduceLROnPlateau(keras.callbacks.ReduceLROnPlateau):
+class ReduceLROnPlateau(_RateCallback, keras.callbacks.ReduceLROnPlateau):
     """Keras's ReduceLROnPlateau with a warmup before it.
 
     Over the first `warmup_steps` updates the rate rises in a straight line from zero to
@@ -178,88 +241,123 @@ class ReduceLROnPlateau(keras.callbacks.ReduceLROnPlateau):
             raise ArgumentError(f"`mode` must be 'auto', 'min' or 'max'. Received: mode={mode!r}.")
         super().__init__(monitor, factor, patience, verbose, mode, min_delta, cooldown, min_lr)
         self.warmup_steps = require_count("warmup_steps", warmup_steps, least=0)
-        self._clock = _UpdateClock()
-        self._peak = 0.0
+        self._ramp = curves.warmup(curves.constant(1.0), self.warmup_steps)
+        self._begin()
+
+    def _begin(self) -> None:
+        self._scale = 1.0  # what the falls so far make of a curve's rate
+        self._peak = 0.0  # where the warmup rises to, if no curve says it
+        self._judged = -1  # the last epoch that was
+        self._train_logs: dict[str, Any] = {}
+        self._test_logs: dict[str, Any] = {}
+        self._missed: float | None = None  # a value that the run before could not judge any more
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        super().on_train_begin(logs)  # of the base alone: Keras's forgets what was restored
+        if self.restored:
+            return
+        self._reset()
+        self._begin()
         optimizer = self.model.optimizer
-        require_assignable_rate(optimizer)
-        super().on_train_begin(logs)
-        self._clock.reset()
-        rate = float(optimizer.learning_rate)
+        rate = read_rate(optimizer)
         peak, last = _RISING.get(optimizer, (rate, None))
         self._peak = peak if rate == last else rate
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        self._clock.start(self, epoch)
+        missed = self._missed if self._epoch == epoch - 1 else None
+        super().on_epoch_begin(epoch, logs)
+        if missed is not None:
+            self.on_epoch_end(epoch - 1, {self.monitor: missed})
+        self._missed = None
+        self._train_logs = self._test_logs = {}
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        optimizer = self.model.optimizer
-        if not self._follows_rise():
+        if not self._is_rising():
             return
-        rise = curves.warmup(curves.constant(self._peak), self.warmup_steps)
-        optimizer.learning_rate = rise(self._clock.read(self))
-        _RISING[optimizer] = (self._peak, float(optimizer.learning_rate))
+        if curve := self._curve:
+            curve.apply()
+        else:
+            set_rate(self.model.optimizer, self._peak * self._ramp(self._step))
+        _RISING[self.model.optimizer] = (self._peak, read_rate(self.model.optimizer))
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        self._train_logs = logs or {}
+
+    def on_test_end(self, logs: dict[str, Any] | None = None) -> None:
+        self._test_logs = logs or {}
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        if self._follows_rise():
-            if logs is not None:
-                logs["learning_rate"] = float(self.model.optimizer.learning_rate)
-        else:
-            super().on_epoch_end(epoch, logs)
+        self._judged = epoch
+        if not self._is_rising():
+            keras.callbacks.ReduceLROnPlateau.on_epoch_end(self, epoch, logs)
+        elif logs is not None:
+            logs["learning_rate"] = read_rate(self.model.optimizer)
 
-    def _follows_rise(self) -> bool:
+    def shape(self, rate: float) -> float:
+        """Returns a curve's rate as the falls so far and the warmup make it."""
+        return self._ramp(self._step) * max(rate * self._scale, min(rate, self.min_lr))
+
+    @property
+    def _curve(self) -> LearningRateCurve | None:
+        return next((each for each in self.companions if isinstance(each, LearningRateCurve)), None)
+
+    def _is_rising(self) -> bool:
         """Tells whether the rate is still the warmup's; ends the warmup when it is over."""
         optimizer = self.model.optimizer
-        if self._clock.read(self) < self.warmup_steps:
+        if self._step < self.warmup_steps:
             return True
         if optimizer in _RISING:  # the last update of the rise was just below the peak
             del _RISING[optimizer]
-            optimizer.learning_rate = self._peak
+            if curve := self._curve:
+                curve.apply()
+            else:
+                set_rate(optimizer, self._peak)
         return False
+
+    def _reduce_optimizer_lr(self, optimizer: keras.optimizers.Optimizer, epoch: int, name: str = "") -> bool:
+        before = read_rate(optimizer)
+        if not self._curve or before <= self.min_lr:
+            return super()._reduce_optimizer_lr(optimizer, epoch, name)
+        self._scale *= self.factor
+        if self.verbose > 0:
+            print(
+                f"\nEpoch {epoch + 1}: ReduceLROnPlateau scales the curve's learning rate by {self._scale:g}."
+            )
+        return True
+
+    def read_state(self) -> dict[str, float]:
+        state = super().read_state()
+        if not state:
+            return state
+        state |= {
+            "best": math.nan if self.best is None else self.best,
+            "wait": self.wait,
+            "cooldown": self.cooldown_counter,
+            "scale": self._scale,
+            "peak": self._peak,
+            "rising": self.model.optimizer in _RISING,
+        }
+        if self._judged < self._epoch:  # saved by a callback that stands before this one
+            inside, name = (
+                (self._test_logs, self.monitor.removeprefix("val_"))
+                if self.monitor.startswith("val_")
+                else (self._train_logs, self.monitor)
+            )
+            if name in inside:
+                state["missed"] = float(inside[name])
+        return state
+
+    def write_state(self, state: dict[str, float]) -> None:
+        super().write_state(state)
+        self._begin()
+        self.best = None if math.isnan(state["best"]) else state["best"]
+        self.wait, self.cooldown_counter = int(state["wait"]), int(state["cooldown"])
+        self._scale, self._peak = state["scale"], state["peak"]
+        self._missed = state.get("missed")
+        if state["rising"]:
+            _RISING[self.model.optimizer] = (self._peak, math.nan)
 
 
 # For each optimizer whose rate a warmup is raising: the peak, and the rate set last. A fit
 # that ends inside the warmup thus does not take the rate it left for the peak of the next.
 _RISING: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
-
-
-class _UpdateClock:
-    """Counts optimizer updates since the beginning of a training run."""
-
-    def __init__(self) -> None:
-        self._origin: int | None = None
-
-    def reset(self) -> None:
-        self._origin = None
-
-    def start(self, callback: keras.callbacks.Callback, epoch: int) -> None:
-        """Fixes the origin at a run's first epoch, after any checkpoint was restored."""
-        if self._origin is not None:
-            return
-        optimizer = callback.model.optimizer
-        self._origin = int(optimizer.iterations)
-        steps = callback.params.get("steps")
-        if epoch > 0 and not steps:
-            self._origin = 0  # of unknown length: all updates so far belong to this run
-        elif epoch > 0:
-            accumulation = getattr(optimizer, "inner_optimizer", optimizer).gradient_accumulation_steps
-            self._origin -= epoch * steps // (accumulation or 1)
-
-    def read(self, callback: keras.callbacks.Callback) -> int:
-        return int(callback.model.optimizer.iterations) - (self._origin or 0)
-
-
-def require_assignable_rate(optimizer: keras.optimizers.Optimizer) -> None:
-    """Checks that the optimizer's rate can be set while it trains.
-
-    Raises:
-        ArgumentError: If the optimizer was made with a schedule or a function.
-    """
-    inner = getattr(optimizer, "inner_optimizer", optimizer)
-    if not isinstance(inner._learning_rate, keras.Variable):
-        raise ArgumentError(
-            "The optimizer must be made with a number as its learning rate, for the callback sets it. "
-            f"Received: learning_rate={inner._learning_rate!r}. "
-            "Pass a float to the optimizer and the curve to tfkit.LearningRateCurve."
-        )

@@ -100,6 +100,11 @@ class MagnitudeMask(keras.constraints.Constraint):
                 average.assign(ops.where(self.mask, average, ops.zeros_like(average)))
         return ops.where(self.mask, weights, ops.zeros_like(weights))
 
+    @property
+    def variables(self) -> list[keras.Variable]:
+        """What training moves in the constraint itself."""
+        return [self.mask, self.clock.step]
+
     def adopt(self, weights: Any) -> None:
         """Takes the mask from weights that a checkpoint put here: what is not zero stays.
 

@@ -1,5 +1,6 @@
-"""Choosing which layers learn."""
+"""Choosing which layers learn, and when."""
 
 from tfkit.transfer.freeze import configure_base_model
+from tfkit.transfer.unfreeze import GradualUnfreezing
 
-__all__ = ["configure_base_model"]
+__all__ = ["GradualUnfreezing", "configure_base_model"]

@@ -8,7 +8,7 @@ import keras
 from tfkit import graph
 from tfkit.errors import ArgumentError
 from tfkit.select import Pattern, select_layers
-from tfkit.transfer.rebind import rebind_optimizer
+from tfkit.training import refresh_training
 
 
 def configure_base_model(
@@ -54,8 +54,7 @@ def configure_base_model(
     Source: frozen statistics while fine-tuning, Keras's guide "Transfer learning and
     fine-tuning"; the stale train step is keras-team/keras#9477.
     """
-    if batch_norm not in ("frozen", "train"):
-        raise ArgumentError(f"`batch_norm` must be 'frozen' or 'train'. Received: batch_norm={batch_norm!r}.")
+    require_batch_norm(batch_norm)
     selection = select_layers(base_model, trainable_layers)
     chosen = {id(variable) for variable in selection.variables}
     bare = {id(layer) for layer in selection.layers if not layer.weights}
@@ -74,14 +73,8 @@ def configure_base_model(
     return base_model
 
 
-def refresh_training(model: keras.Model) -> None:
-    """Makes a change of what trains reach the optimizer and the compiled train step.
-
-    Does nothing for a model that is not compiled.
-    """
-    if not model.compiled:
-        return
-    if model.optimizer.built:
-        rebind_optimizer(model.optimizer, model.trainable_variables)
-    if model.train_function is not None:
-        model.make_train_function(force=True)
+def require_batch_norm(value: object) -> Literal["frozen", "train"]:
+    """Returns the policy for BatchNormalization, or raises ArgumentError."""
+    if value not in ("frozen", "train"):
+        raise ArgumentError(f"`batch_norm` must be 'frozen' or 'train'. Received: batch_norm={value!r}.")
+    return value

@@ -1,0 +1,220 @@
+"""A compiled model's training state: what its optimizer knows, what its train step was traced for.
+
+Keras fixes both when training begins and tells nobody. Here they can be brought up to
+date, checked before a run, and put back as they were.
+"""
+
+import inspect
+import weakref
+from typing import Any
+
+import keras
+import numpy as np
+from keras.src.utils.tracking import DotNotTrackScope
+
+from tfkit.errors import ArgumentError
+
+
+def refresh_training(model: keras.Model) -> None:
+    """Makes a change of what trains reach the optimizer and the compiled train step.
+
+    Does nothing for a model that is not compiled.
+    """
+    if not model.compiled:
+        return
+    if model.optimizer is not None and model.optimizer.built:
+        rebind_optimizer(model.optimizer, model.trainable_variables)
+    if model.train_function is not None:
+        model.make_train_function(force=True)
+
+
+# For each model the train step that was checked last, and the ids of the variables it trains.
+_CHECKED: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+
+def require_current_training(model: keras.Model) -> None:
+    """Checks that the compiled train step trains the variables that are trainable now.
+
+    Keras traces its train step once. A layer whose `trainable` is changed by hand after
+    that goes on as before, in silence; one that the optimizer has never seen stops the
+    training with "Unknown variable".
+
+    Raises:
+        ArgumentError: Naming the weights whose `trainable` changed.
+    """
+    optimizer = model.optimizer
+    if optimizer is None or not optimizer.built:
+        return
+    now = {id(variable): variable for variable in model.trainable_variables}
+    trained = frozenset(id(variable) for variable in optimizer._trainable_variables)
+    traced = _is_traced(model)
+    if traced:
+        function, checked = _CHECKED.get(model, (lambda: None, trained))
+        trained = checked if function() is model.train_function else trained
+    joined = [variable for key, variable in now.items() if key not in trained]
+    left = [variable for variable in model.variables if id(variable) in trained and id(variable) not in now]
+    if joined or (traced and left):
+        raise ArgumentError(
+            "What trains must not change by hand once training has begun, for Keras would not notice. "
+            f"Received: model={model.name!r}, "
+            + " and ".join(
+                f"{', '.join(v.path for v in variables[:3])}{' …' if len(variables) > 3 else ''} {what}"
+                for variables, what in ((joined, "made trainable"), (left, "frozen"))
+                if variables
+            )
+            + " since. Use tfkit.configure_base_model, or compile the model again."
+        )
+    if model.train_function is not None:
+        _CHECKED[model] = (weakref.ref(model.train_function), frozenset(now))
+
+
+def _is_traced(model: keras.Model) -> bool:
+    """Tells whether the train step was turned into a graph already."""
+    if model.train_function is None:
+        return False
+    inside = inspect.getclosurevars(model.train_function).nonlocals.values()
+    return any(getattr(each, "experimental_get_tracing_count", int)() > 0 for each in inside)
+
+
+class TrainingState:
+    """Everything that training moves in a compiled model, to be put back bit for bit.
+
+    Holds a copy of the weights (seeds and statistics included), of the optimizer's and
+    the metrics' state and of what constraints carry, and the traced train step itself.
+
+    Args:
+        model: A built and compiled model. Not changed.
+    """
+
+    ATTRIBUTES = ("train_function", "steps_per_execution", "stop_training", "history", "_initial_epoch")
+
+    def __init__(self, model: keras.Model):
+        self._model = model
+        self._built = model.optimizer.built
+        self._values = [(variable, np.array(local_value(variable))) for variable in _state_variables(model)]
+        self._attributes = {name: getattr(model, name) for name in self.ATTRIBUTES if hasattr(model, name)}
+
+    def restore(self) -> None:
+        """Puts everything back."""
+        if not self._built:
+            for optimizer in _parts(self._model.optimizer):
+                _forget(optimizer)
+        self._model.reset_metrics()  # those that were built since
+        for variable, value in self._values:
+            variable.assign(value)
+        for name, value in self._attributes.items():
+            setattr(self._model, name, value)
+
+
+def _state_variables(model: keras.Model) -> list[keras.Variable]:
+    held = [*model.variables, *model.metrics_variables, *model.optimizer.variables]
+    for part in _parts(model.optimizer):
+        held += part.variables
+    for variable in model.variables:
+        held += getattr(variable.constraint, "variables", [])
+    return list({id(variable): variable for variable in held}.values())
+
+
+def local_value(variable: keras.Variable) -> Any:
+    """Returns a variable's tensor; of one that is mirrored, the first replica's."""
+    return getattr(variable.value, "values", [variable.value])[0]
+
+
+def _parts(optimizer: keras.optimizers.Optimizer) -> list[keras.optimizers.Optimizer]:
+    """Returns an optimizer and those inside it."""
+    inner = [optimizer.inner_optimizer] if hasattr(optimizer, "inner_optimizer") else []
+    return [optimizer, *inner, *getattr(optimizer, "optimizers", [])]
+
+
+def rebind_optimizer(optimizer: keras.optimizers.Optimizer, variables: list[keras.Variable]) -> None:
+    """Gives a built optimizer another set of variables, in place.
+
+    `iterations`, the rate and the state of variables that stay are kept. A variable
+    that is new starts with zero state, and its moving average (`use_ema`) with the
+    variable's own value.
+    """
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        rebind_optimizer(optimizer.inner_optimizer, variables)  # the state lives there
+        _reindex(optimizer, variables)
+    elif isinstance(optimizer, keras.optimizers.MultiOptimizer):
+        _rebind_parts(optimizer, variables)
+        _reindex(optimizer, variables)
+    elif list(optimizer._trainable_variables_indices) != [optimizer._var_key(v) for v in variables]:
+        _rebuild(optimizer, variables)
+
+
+def _reindex(optimizer: keras.optimizers.Optimizer, variables: list[keras.Variable]) -> None:
+    with DotNotTrackScope():  # or the model's weights would be saved as the optimizer's own
+        optimizer._trainable_variables = variables[:]
+        optimizer._trainable_variables_indices = {
+            optimizer._var_key(variable): i for i, variable in enumerate(variables)
+        }
+
+
+def _rebind_parts(optimizer: keras.optimizers.MultiOptimizer, variables: list[keras.Variable]) -> None:
+    """Gives each part of a MultiOptimizer the variables that its map assigns to it."""
+    parts: dict[int, list[keras.Variable]] = {}
+    with DotNotTrackScope():
+        optimizer._var_to_optimizer_idx = {}
+        for variable in variables:
+            part = optimizer._optimizer_map(variable)
+            if part not in optimizer.optimizers:
+                optimizer.optimizers.append(part)
+            place = optimizer.optimizers.index(part)
+            optimizer._var_to_optimizer_idx[optimizer._var_key(variable)] = place
+            parts.setdefault(place, []).append(variable)
+    for place, own in parts.items():
+        if optimizer.optimizers[place].built:  # an unused part is built by its first update
+            rebind_optimizer(optimizer.optimizers[place], own)
+
+
+def _rebuild(optimizer: keras.optimizers.Optimizer, variables: list[keras.Variable]) -> None:
+    """Builds the optimizer's state anew and carries over what still belongs to a variable."""
+    before = dict(optimizer._trainable_variables_indices)
+    keys = [optimizer._var_key(variable) for variable in variables]
+    slots = _slots(optimizer, len(before))
+    kept = (optimizer._iterations, optimizer._learning_rate)
+    scalars = {
+        name: value
+        for name, value in vars(optimizer).items()
+        if isinstance(value, keras.Variable) and not any(value is each for each in kept)
+    }
+    _forget(optimizer)
+    with (
+        optimizer._distribution_strategy.scope(),
+        keras.name_scope(optimizer.name, caller=optimizer),
+    ):
+        optimizer.build(variables)
+    optimizer.built = True
+
+    for name, old in scalars.items():
+        getattr(optimizer, name).assign(old)
+    for name, new in _slots(optimizer, len(variables)).items():
+        for place, (key, variable) in enumerate(zip(keys, variables, strict=True)):
+            if new[place] is None:
+                continue
+            if key in before and name in slots:
+                new[place].assign(slots[name][before[key]])
+            elif name == "_model_variables_moving_average":
+                new[place].assign(variable)
+
+
+def _forget(optimizer: keras.optimizers.Optimizer) -> None:
+    """Takes an optimizer back to before it was built; keeps `iterations` and the rate."""
+    for variable in optimizer.variables:
+        if variable is not optimizer._iterations and variable is not optimizer._learning_rate:
+            optimizer._untrack_variable(variable)
+    optimizer._trainable_variables_indices = {}
+    optimizer.built = False
+
+
+def _slots(optimizer: keras.optimizers.Optimizer, count: int) -> dict[str, list]:
+    """Returns the optimizer's per-variable state: attribute name -> one entry a variable."""
+    return {
+        name: list(value)
+        for name, value in vars(optimizer).items()
+        if name not in ("_variables", "_trainable_variables")
+        and isinstance(value, list)
+        and len(value) == count
+        and all(each is None or isinstance(each, keras.Variable) for each in value)
+    }
