@@ -10,7 +10,7 @@ from typing import Any
 
 import keras
 
-from tfkit.errors import ArgumentTypeError, NonFiniteWeightsError, UnbuiltModelError
+from tfkit.errors import ArgumentError, ArgumentTypeError, NonFiniteWeightsError, UnbuiltModelError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,6 +145,22 @@ def require_model(model: object) -> keras.Model:
             "`model` must be built, so that its layers and weights exist. "
             f"Received: model={model.name!r}, which is unbuilt. "
             "Give it a keras.Input, call model.build(input_shape), or call it once on a batch."
+        )
+    return model
+
+
+def require_compiled(model: object) -> keras.Model:
+    """Returns `model` if it is a built and compiled Keras 3 model.
+
+    Raises:
+        ArgumentTypeError: If it is no Keras 3 model.
+        UnbuiltModelError: If its weights do not exist yet.
+        ArgumentError: If it has no optimizer.
+    """
+    if not require_model(model).compiled or model.optimizer is None:
+        raise ArgumentError(
+            "`model` must be compiled with an optimizer. "
+            f"Received: model={model.name!r}, which is not. Call model.compile(optimizer, loss) first."
         )
     return model
 

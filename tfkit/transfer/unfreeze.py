@@ -87,9 +87,7 @@ class GradualUnfreezing(ResumableCallback):
             self._enter(stage)
             if self.verbose:
                 count = sum(keras.ops.size(v) for v in self.model.trainable_variables)
-                print(
-                    f"\nEpoch {epoch + 1}: GradualUnfreezing trains {self.stages[stage]!r}, {count:,} weights."
-                )
+                print(f"\nEpoch {epoch + 1}: {self.stages[stage]!r} trains, {count:,} weights.")
 
     def _enter(self, stage: int) -> None:
         configure_base_model(self.model, self.stages[stage], batch_norm=self.batch_norm)
