@@ -15,6 +15,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "errors": [
             "ArgumentError",
             "ArgumentTypeError",
+            "DownloadError",
             "ExportError",
             "LayerNotFoundError",
             "NonFiniteWeightsError",
@@ -34,7 +35,18 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "export_saved_model",
             "export_tflite",
         ],
-        "optim": ["LearningRateCurve", "ReduceLROnPlateau", "WarmupCosine", "curves"],
+        "optim": [
+            "LearningRateCurve",
+            "LearningRateSearch",
+            "ReduceLROnPlateau",
+            "WarmupCosine",
+            "add_weight_penalty",
+            "curves",
+            "find_learning_rate",
+            "set_learning_rate_multipliers",
+            "set_weight_decay",
+            "training_table",
+        ],
         "prune": [
             "ConstantSparsity",
             "PolynomialDecay",
@@ -45,7 +57,13 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "strip_pruning",
         ],
         "select": ["Selection", "layer_table", "select_layers"],
-        "transfer": ["GradualUnfreezing", "configure_base_model"],
+        "transfer": [
+            "GradualUnfreezing",
+            "Recommendation",
+            "compare_unfreezing",
+            "configure_base_model",
+            "recommend_trainable_layers",
+        ],
         "tune": ["SearchResult", "SearchSpace", "search"],
     },
 )

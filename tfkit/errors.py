@@ -12,6 +12,7 @@ catch what it expects::
     │   └── UnsafeModelError               a model file that could run code
     ├── ArgumentTypeError (TypeError)      an object of the wrong kind, such as no Keras model
     ├── OutputPathError (OSError)          a place where nothing can be written
+    ├── DownloadError (OSError)            weights that could not be fetched
     ├── ExportError (RuntimeError)         a conversion or a runtime that failed
     │   └── ParityError                    an artifact that does not compute what Keras computes
     └── SearchError (RuntimeError)         a search that has no result to give
@@ -55,6 +56,10 @@ class ArgumentTypeError(TfkitError, TypeError):
 
 class OutputPathError(TfkitError, OSError):
     """A place where nothing can be written."""
+
+
+class DownloadError(TfkitError, OSError):
+    """Weights that could not be fetched, or arrived damaged."""
 
 
 class ExportError(TfkitError, RuntimeError):

@@ -91,7 +91,9 @@ class TrainingState:
     def __init__(self, model: keras.Model):
         self._model = model
         self._built = model.optimizer.built
-        self._values = [(variable, np.array(local_value(variable))) for variable in _state_variables(model)]
+        self._values = [
+            (variable, np.array(local_value(variable).numpy())) for variable in _state_variables(model)
+        ]
         self._attributes = {name: getattr(model, name) for name in self.ATTRIBUTES if hasattr(model, name)}
 
     def restore(self) -> None:
@@ -102,8 +104,11 @@ class TrainingState:
         self._model.reset_metrics()  # those that were built since
         for variable, value in self._values:
             variable.assign(value)
-        for name, value in self._attributes.items():
-            setattr(self._model, name, value)
+        for name in self.ATTRIBUTES:
+            if name in self._attributes:
+                setattr(self._model, name, self._attributes[name])
+            elif hasattr(self._model, name):
+                delattr(self._model, name)  # Keras adds `history` at the first fit
 
 
 def _state_variables(model: keras.Model) -> list[keras.Variable]:

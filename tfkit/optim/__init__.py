@@ -8,6 +8,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "callbacks": ["LearningRateCurve", "ReduceLROnPlateau", "WarmupCosine"],
         "decay": ["add_weight_penalty", "set_weight_decay"],
+        "finder": ["LearningRateSearch", "find_learning_rate"],
         "multipliers": ["set_learning_rate_multipliers", "training_table"],
     },
 )

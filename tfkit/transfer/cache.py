@@ -1,0 +1,360 @@
+"""Training with the frozen part computed once instead of once an epoch."""
+
+import contextlib
+import os
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras.src.utils.tracking import DotNotTrackScope
+
+from tfkit import graph
+from tfkit.errors import ArgumentError
+from tfkit.training import refresh_training
+from tfkit.transfer.features import Features, Source, Storage, cut
+from tfkit.transfer.split import NotSplittable, Split, split
+
+
+def fit_cached(
+    model: keras.Model,
+    x: Any,
+    y: Any = None,
+    *,
+    batch_size: int | None = None,
+    epochs: int = 1,
+    verbose: str | int = "auto",
+    callbacks: Iterable[keras.callbacks.Callback] | keras.callbacks.Callback | None = None,
+    validation_split: float = 0.0,
+    validation_data: Any = None,
+    shuffle: bool = True,
+    class_weight: dict[int, float] | None = None,
+    sample_weight: Any = None,
+    initial_epoch: int = 0,
+    steps_per_epoch: int | None = None,
+    validation_steps: int | None = None,
+    validation_batch_size: int | None = None,
+    validation_freq: int = 1,
+    memory_budget_gb: float = 4.0,
+    cache_directory: str | os.PathLike | None = None,
+    strict: bool = False,
+) -> keras.callbacks.History:
+    """Trains as `model.fit` does, with the frozen part of the graph run once.
+
+    The graph is cut wherever its frozen part ends: layers that neither train nor draw
+    random numbers, and stand behind no layer that does, run once for every sample, and
+    the others train on what they gave. The weights, the optimizer's state and the History
+    are those of `fit`; callbacks see the whole model. Where layers are random (dropout,
+    augmentation), they and what stands behind them run at every step, as in `fit`.
+
+    What cannot be cut is named in a warning and trained by `fit` itself, or refused with
+    ``strict=True``: a subclassed model or one with a train step of its own, a frozen layer
+    behind one that trains, data that cannot be gone through twice or that differs every
+    time (augmentation in the input pipeline), and `GradualUnfreezing`, which moves the
+    boundary. A data set that only shuffles is shuffled anew in every epoch.
+
+    Args:
+        model: A built and compiled model, configured with `configure_base_model`.
+        x: Arrays or tensors in any structure, a tf.data.Dataset or a keras PyDataset.
+        y: Targets, where `x` holds none.
+        batch_size: As in `model.fit`.
+        epochs: As in `model.fit`.
+        verbose: As in `model.fit`.
+        callbacks: As in `model.fit`; they see the whole model.
+        validation_split: As in `model.fit`.
+        validation_data: As in `model.fit`.
+        shuffle: As in `model.fit`.
+        class_weight: As in `model.fit`.
+        sample_weight: As in `model.fit`.
+        initial_epoch: As in `model.fit`.
+        steps_per_epoch: As in `model.fit`.
+        validation_steps: As in `model.fit`.
+        validation_batch_size: As in `model.fit`.
+        validation_freq: As in `model.fit`.
+        memory_budget_gb: Features beyond this many gigabytes go to disk.
+        cache_directory: Where to put them; None for the system's temporary folder. They are
+            deleted at the end.
+        strict: Whether to refuse what cannot be computed once, instead of warning.
+
+    Returns:
+        Keras's History, which is `model.history` too.
+
+    Raises:
+        ArgumentError: If the model is not compiled, an argument lies outside its range, or
+            with `strict` if a frozen layer with weights has to run in every epoch.
+
+    Examples:
+        >>> import numpy as np, tfkit
+        >>> model = tfkit.models.build_encoder_decoder((8, 8, 3), filters=(4, 8), output_channels=3)
+        >>> _ = tfkit.configure_base_model(model, "decoder_conv2")
+        >>> model.compile("adam", "mse")
+        >>> x = np.zeros((32, 8, 8, 3))
+        >>> history = tfkit.fit_cached(model, x, x, epochs=3, verbose=0, strict=True)
+        >>> len(history.history["loss"])
+        3
+
+    Source: bottleneck features, as in F. Chollet, "Building powerful image classification
+    models using very little data" (Keras blog, 2016), for any boundary.
+    """
+    plain = {
+        "batch_size": batch_size,
+        "epochs": epochs,
+        "verbose": verbose,
+        "callbacks": callbacks,
+        "validation_split": validation_split,
+        "validation_data": validation_data,
+        "shuffle": shuffle,
+        "class_weight": class_weight,
+        "sample_weight": sample_weight,
+        "initial_epoch": initial_epoch,
+        "steps_per_epoch": steps_per_epoch,
+        "validation_steps": validation_steps,
+        "validation_batch_size": validation_batch_size,
+        "validation_freq": validation_freq,
+    }
+    _check(graph.require_compiled(model), validation_split, memory_budget_gb)
+    refresh_training(model)  # the flags of now decide
+    plain["callbacks"] = [] if callbacks is None else keras.tree.flatten(callbacks)
+    with contextlib.ExitStack() as disk:
+        try:
+            train, validation = _sources(x, y, plain)
+            halves = _Halves(model, _cut(model, train, plain["callbacks"]))
+            if uncached := halves.split.uncached:
+                some = "; ".join(f"{path} {reason}" for path, reason in list(uncached.items())[:5])
+                more = " …" * (len(uncached) > 5)
+                _refuse_or_warn(f"frozen layers have to run in every epoch: {some}{more}", strict)
+            storage = Storage(memory_budget_gb * 2**30, cache_directory, disk)
+            progress = _Progress(verbose)
+            features = Features(train, halves.features(training=True), storage, progress)
+            arguments = features.training_data()
+            if validation is not None:
+                held = Features(validation, halves.features(training=False), storage, progress)
+                arguments |= held.validation_data()
+            progress.end()
+        except NotSplittable as problem:
+            _refuse_or_warn(f"{problem}", strict)
+            return model.fit(x, y, **plain)
+        return halves.rest.fit(**_training_arguments(model, plain, arguments, len(features.sizes)))
+
+
+def _training_arguments(
+    model: keras.Model, plain: dict[str, Any], data: dict[str, Any], batches: int
+) -> dict[str, Any]:
+    """Returns what the part that trains is fitted with: its callbacks see the whole model."""
+    names = (
+        "epochs",
+        "class_weight",
+        "initial_epoch",
+        "steps_per_epoch",
+        "validation_steps",
+        "validation_freq",
+    )
+    listeners = keras.callbacks.CallbackList(
+        plain["callbacks"],
+        add_history=True,
+        add_progbar=plain["verbose"] != 0,
+        model=model,
+        verbose=_loudness(plain["verbose"]),
+        epochs=plain["epochs"],
+        steps=plain["steps_per_epoch"] or batches,
+    )
+    return {**data, **{name: plain[name] for name in names}, "callbacks": listeners}
+
+
+def _check(model: keras.Model, validation_split: float, memory_budget_gb: float) -> None:
+    if not 0 <= validation_split < 1:
+        raise ArgumentError(
+            "`validation_split` must be at least 0 and below 1. "
+            f"Received: validation_split={validation_split!r}."
+        )
+    if not memory_budget_gb >= 0:
+        raise ArgumentError(
+            f"`memory_budget_gb` must be at least 0. Received: memory_budget_gb={memory_budget_gb!r}."
+        )
+    if not model.trainable_variables:
+        raise ArgumentError(
+            "At least one layer must train. "
+            f"Received: model={model.name!r}, which is wholly frozen. "
+            "Choose layers with tfkit.configure_base_model."
+        )
+
+
+def _sources(x: Any, y: Any, plain: dict[str, Any]) -> tuple[Source, Source | None]:
+    """Returns the training and the validation data; Keras's rule for the split: the last samples."""
+    weight, share, given = plain["sample_weight"], plain["validation_split"], plain["validation_data"]
+    size, shuffle = plain["batch_size"], plain["shuffle"]
+    if given is None and share:
+        border = int(len(keras.tree.flatten(x)[0]) * (1.0 - share))
+        given = cut((x, y, weight), slice(border, None))
+        x, y, weight = cut((x, y, weight), slice(border))
+    train = Source(x, y, weight, size, shuffle)
+    if given is None:
+        return train, None
+    if isinstance(given, tuple | list):
+        held_size = plain["validation_batch_size"] or size
+        return train, Source(*keras.utils.unpack_x_y_sample_weight(tuple(given)), held_size, False)
+    held = Source(given, None, None, None, False)
+    held.shuffle = False  # its order changes no metric
+    return train, held
+
+
+def _cut(model: keras.Model, data: Source, callbacks: list[keras.callbacks.Callback]) -> Split:
+    for each in callbacks:
+        if getattr(each, "moves_boundary", False):
+            raise NotSplittable(f"{type(each).__name__} moves the boundary while the model trains")
+    return split(model, cut(next(iter(data))[0], slice(2)))
+
+
+def _refuse_or_warn(problem: str, strict: bool) -> None:
+    if strict:
+        raise ArgumentError(
+            "With `strict`, the whole frozen part must be computed once. "
+            f"Received: a case where it cannot be, for {problem}. "
+            "Pass strict=False, put augmentation behind the frozen part, or use arrays."
+        )
+    warnings.warn(f"fit_cached goes on as far as it can: {problem}.", stacklevel=3)
+
+
+def _loudness(verbose: str | int) -> int:
+    return 1 if verbose == "auto" else int(verbose)
+
+
+class _Progress:
+    """Keras's progress bar over the batches whose features are computed."""
+
+    def __init__(self, verbose: str | int):
+        self._bar = (
+            keras.utils.Progbar(None, verbose=_loudness(verbose), unit_name="batch") if verbose else None
+        )
+        self._done = 0
+        if self._bar:
+            print("Computing features of the frozen layers")
+
+    def __call__(self) -> None:
+        self._done += 1
+        if self._bar:
+            self._bar.update(self._done)
+
+    def end(self) -> None:
+        if self._bar:
+            self._bar.update(self._done, finalize=True)
+
+
+class _Halves:
+    """A model as the part that runs once and the part that trains.
+
+    Args:
+        model: The whole model.
+        parts: Where it is cut.
+
+    Attributes:
+        rest: A model that trains in the whole one's place.
+        split: The cut.
+    """
+
+    def __init__(self, model: keras.Model, parts: Split):
+        self.split = parts
+        self._masked: tuple[int, ...] = ()  # which features carry a mask
+        with model.distribute_strategy.scope():
+            self._front = _Front(model, self)
+            self.rest = _Rest(model, self)
+
+    def features(self, training: bool) -> Callable[[Any], list[Any]]:
+        """Returns a function from a batch of inputs to its features."""
+        front = tf.function(
+            lambda x: self._front(x, training=training), reduce_retracing=True, autograph=False
+        )
+
+        def compute(x: Any) -> list[Any]:
+            return front(keras.tree.map_structure(tf.convert_to_tensor, x))
+
+        return compute
+
+    def run_front(self, x: Any, training: bool | None) -> list[Any]:
+        flow = self.split.flow
+        values = dict(zip(flow.inputs, flow.read(x), strict=True))
+        for call in self.split.front:
+            call.run(values, training)
+        features = [values[key] for key in self.split.features]
+        masks = [graph.read_mask(feature) for feature in features]
+        self._masked = tuple(place for place, mask in enumerate(masks) if mask is not None)
+        return features + [masks[place] for place in self._masked]
+
+    def run_rest(self, features: list[Any], training: bool | None) -> Any:
+        count = len(self.split.features)
+        for place, mask in zip(self._masked, features[count:], strict=True):
+            graph.write_mask(features[place], mask)
+        values = dict(zip(self.split.features, features[:count], strict=True))
+        for call in self.split.rest:
+            call.run(values, training)
+        return self.split.flow.pack([values[key] for key in self.split.flow.outputs])
+
+
+class _Part(keras.Model):
+    """A model that hands its inputs on as they are, as functional models do."""
+
+    def __init__(self, whole: keras.Model, halves: _Halves):
+        super().__init__(
+            name=f"{whole.name}_{type(self).__name__.lstrip('_').lower()}", dtype=whole.dtype_policy
+        )
+        self._convert_input_args = False
+        self._allow_non_tensor_positional_args = True
+        self.halves = halves
+        self.built = True
+
+
+class _Front(_Part):
+    """The part that runs once."""
+
+    def call(self, x: Any, training: bool | None = None) -> Any:
+        return self.halves.run_front(x, training)
+
+
+class _Rest(_Part):
+    """The part that trains, with the whole model's weights, optimizer, loss, metrics and history."""
+
+    SHARED = (
+        "optimizer",
+        "loss",
+        "compiled",
+        "jit_compile",
+        "run_eagerly",
+        "steps_per_execution",
+        "_compile_config",
+        "_compile_loss",
+        "_compile_metrics",
+        "_loss_tracker",
+    )
+
+    def __init__(self, whole: keras.Model, halves: _Halves):
+        super().__init__(whole, halves)
+        self.whole = whole
+        with DotNotTrackScope():
+            for name in self.SHARED:
+                setattr(self, name, getattr(whole, name))
+
+    def call(self, features: Any, training: bool | None = None) -> Any:
+        return self.halves.run_rest(list(features), training)
+
+    @property
+    def stop_training(self) -> bool:
+        return self.whole.stop_training
+
+    @stop_training.setter
+    def stop_training(self, value: bool) -> None:
+        with contextlib.suppress(AttributeError):  # Keras sets it before there is a whole
+            self.whole.stop_training = value
+
+    @property
+    def _initial_epoch(self) -> int | None:
+        return getattr(self.whole, "_initial_epoch", None)
+
+    @_initial_epoch.setter
+    def _initial_epoch(self, value: int | None) -> None:
+        with contextlib.suppress(AttributeError):
+            self.whole._initial_epoch = value
+
+    @property
+    def history(self) -> keras.callbacks.History:
+        return self.whole.history

@@ -1,0 +1,137 @@
+"""Cutting a model where its frozen part ends."""
+
+import dataclasses
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfkit import graph
+
+
+class NotSplittable(Exception):  # noqa: N818 - a verdict that the caller turns into a warning or an error
+    """Why nothing of a model, or of its data, can be computed beforehand."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """A model as two lists of calls.
+
+    Attributes:
+        flow: The whole graph.
+        front: Calls whose results never change while the model trains.
+        rest: The calls that must run at every step.
+        features: Keys of the tensors that `rest` takes from `front` or from the inputs.
+        uncached: For each frozen layer with weights that is in `rest`, why.
+    """
+
+    flow: graph.Flow
+    front: tuple[graph.Call, ...]
+    rest: tuple[graph.Call, ...]
+    features: tuple[int, ...]
+    uncached: dict[str, str]
+
+
+def split(model: keras.Model, sample: Any) -> Split:
+    """Finds every call that depends neither on what trains nor on chance.
+
+    Args:
+        model: A built model.
+        sample: A small batch of its input, to try layers that are not Keras's own.
+
+    Raises:
+        NotSplittable: If the model is no graph, trains in a way of its own, or has no
+            frozen layer with weights that could run beforehand.
+    """
+    for name in ("train_step", "test_step", "compute_loss", "compute_metrics"):
+        if getattr(type(model), name) is not getattr(keras.Model, name):
+            raise NotSplittable(f"the class {type(model).__name__} has a {name} of its own")
+    flow = graph.read_flow(model, enter=lambda inner: _obstacle(inner) is not None)
+    if flow is None:
+        raise NotSplittable("the model computes in Python of its own, so it is no graph that could be cut")
+    obstacles = _obstacles(flow, sample)
+    front = tuple(call for call in flow.calls if call not in obstacles)
+    rest = tuple(call for call in flow.calls if call in obstacles)
+    uncached = {
+        call.path: reason
+        for call, reason in obstacles.items()
+        if getattr(call.operation, "weights", ()) and not call.operation.trainable_variables
+    }
+    if not any(getattr(call.operation, "weights", ()) for call in front):
+        why = "; ".join(f"{path} {reason}" for path, reason in list(uncached.items())[:3])
+        raise NotSplittable(f"no frozen layer could run beforehand ({why or 'no layer is frozen'})")
+    made = {key for call in rest for key in call.outputs}
+    taken = [key for call in rest for key in call.inputs] + list(flow.outputs)
+    features = tuple(dict.fromkeys(key for key in taken if key not in made))
+    return Split(flow, front, rest, features, uncached)
+
+
+def _obstacles(flow: graph.Flow, sample: Any) -> dict[graph.Call, str]:
+    """Returns the calls that cannot run beforehand, each with the reason."""
+    values = dict(zip(flow.inputs, flow.read(sample), strict=True))
+    trying = any(_is_foreign(call.operation) for call in flow.calls)
+    changing: dict[int, str] = {}  # keys of tensors that change -> the layer that is why
+    obstacles: dict[graph.Call, str] = {}
+    for call in flow.calls:
+        reason = _obstacle(call.operation)
+        sources = [changing[key] for key in call.inputs if key in changing]
+        if reason is None and not sources and trying:
+            reason = _try(call, values)
+        if reason is not None:
+            obstacles[call] = reason
+            changing |= dict.fromkeys(call.outputs, f"{call.path}, which {reason}")
+        elif sources:
+            obstacles[call] = f"stands behind {sources[0]}"
+            changing |= dict.fromkeys(call.outputs, sources[0])
+    return obstacles
+
+
+def _obstacle(operation: keras.Operation) -> str | None:
+    """Returns why a layer cannot run beforehand, as far as its class tells."""
+    if not isinstance(operation, keras.Layer):
+        return None
+    if operation.trainable_variables:
+        return "trains"
+    for layer in graph.sublayers(operation):
+        if graph.draws_random_numbers(layer):
+            return "draws random numbers"
+        if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable:
+            return "updates its statistics"
+        if layer.activity_regularizer is not None:
+            return "adds to the loss"
+    return None
+
+
+def _is_foreign(operation: keras.Operation) -> bool:
+    """Tells whether a layer may do what its class does not tell."""
+    layers = graph.sublayers(operation) if isinstance(operation, keras.Layer) else [operation]
+    return any(
+        isinstance(layer, keras.layers.Lambda) or type(layer).__module__.split(".")[0] != "keras"
+        for layer in layers
+    )
+
+
+def _try(call: graph.Call, values: dict[int, Any]) -> str | None:
+    """Runs a call as in training, twice where its class tells too little; returns what it found."""
+    call.run(values, training=True)
+    if not _is_foreign(call.operation):
+        return None
+    weights = getattr(call.operation, "variables", [])
+    before = [np.array(variable.value) for variable in weights]
+    first = [np.array(values[key]) for key in call.outputs]
+    call.run(values, training=True)
+    second = [np.array(values[key]) for key in call.outputs]
+    moved = [not _equal(old, variable.value) for old, variable in zip(before, weights, strict=True)]
+    for old, variable in zip(before, weights, strict=True):
+        variable.assign(old)
+    if any(moved):
+        return "changes its own state when it runs"
+    if not all(map(_equal, first, second)):
+        return "gives another result at every call"
+    return "adds to the loss" if getattr(call.operation, "losses", ()) else None
+
+
+def _equal(first: Any, second: Any) -> bool:
+    return np.array_equal(
+        np.asarray(first), np.asarray(second), equal_nan=np.asarray(first).dtype.kind == "f"
+    )
