@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import io
 import json
 import pathlib
 import platform
@@ -13,6 +14,7 @@ from importlib import metadata
 from typing import Any
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 import tfkit
 
@@ -92,3 +94,10 @@ def provenance(config: Any, seconds: float) -> dict[str, Any]:
         "seconds": round(seconds, 1),
         "peak_memory_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 1),
     }
+
+
+def png(figure: Figure) -> bytes:
+    """Returns a matplotlib figure as a PNG."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130)
+    return buffer.getvalue()

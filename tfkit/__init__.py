@@ -62,6 +62,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "Recommendation",
             "compare_unfreezing",
             "configure_base_model",
+            "fit_cached",
             "recommend_trainable_layers",
         ],
         "tune": ["SearchResult", "SearchSpace", "search"],

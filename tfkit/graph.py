@@ -72,6 +72,8 @@ def _node(layer: keras.Layer, prefix: str) -> Node:
 
 
 def _sublayers(layer: keras.Layer) -> list[keras.Layer]:
+    if not layer._layers and not isinstance(layer, keras.Model):  # most layers: quickly
+        return []
     attached = layer._flatten_layers(include_self=False, recursive=False)
     if not isinstance(layer, keras.Model):
         return attached

@@ -86,6 +86,7 @@ class _Passengers(KerasSaveable):
         return passengers
 
     def board(self, callback: ResumableCallback) -> None:
+        self.leave(callback)
         kind = type(callback).__name__
         number = sum(seat.name.startswith(f"{kind}_") for seat in self.seats)
         self.seats.append(_Seat(f"{kind}_{number}", callback))

@@ -82,7 +82,7 @@ class _Index:
         self._cover(self.roots)
 
     def _cover(self, nodes: Sequence[graph.Node]) -> frozenset[int]:
-        covered: frozenset[int] = frozenset()
+        covered: set[int] = set()
         for node in nodes:
             place = len(self.atoms)
             self.atoms.append(frozenset())
@@ -90,9 +90,9 @@ class _Index:
             if not node.children or graph.own_variables(node.layer):
                 self.position.setdefault(id(node.layer), len(self.position))
                 own = frozenset([id(node.layer)])
-            self.atoms[place] = own | self._cover(node.children)
+            self.atoms[place] = own | self._cover(node.children) if node.children else own
             covered |= self.atoms[place]
-        return covered
+        return frozenset(covered)
 
     def everything(self) -> frozenset[int]:
         return frozenset(self.position)

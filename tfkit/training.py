@@ -92,7 +92,9 @@ class TrainingState:
         self._model = model
         self._built = model.optimizer.built
         self._values = [
-            (variable, np.array(local_value(variable).numpy())) for variable in _state_variables(model)
+            (value, np.array(value.numpy()))
+            for variable in _state_variables(model)
+            for value in _local_values(variable)
         ]
         self._attributes = {name: getattr(model, name) for name in self.ATTRIBUTES if hasattr(model, name)}
 
@@ -102,8 +104,8 @@ class TrainingState:
             for optimizer in _parts(self._model.optimizer):
                 _forget(optimizer)
         self._model.reset_metrics()  # those that were built since
-        for variable, value in self._values:
-            variable.assign(value)
+        for value, before in self._values:
+            value.assign(before)
         for name in self.ATTRIBUTES:
             if name in self._attributes:
                 setattr(self._model, name, self._attributes[name])
@@ -122,7 +124,12 @@ def _state_variables(model: keras.Model) -> list[keras.Variable]:
 
 def local_value(variable: keras.Variable) -> Any:
     """Returns a variable's tensor; of one that is mirrored, the first replica's."""
-    return getattr(variable.value, "values", [variable.value])[0]
+    return _local_values(variable)[0]
+
+
+def _local_values(variable: keras.Variable) -> list:
+    """Returns a variable's tensor; of one that is mirrored, each replica's."""
+    return list(getattr(variable.value, "values", [variable.value]))
 
 
 def _parts(optimizer: keras.optimizers.Optimizer) -> list[keras.optimizers.Optimizer]:

@@ -13,7 +13,10 @@ from typing import Any
 import h5py
 import keras
 
-from tfkit import graph
+from tfkit import (
+    graph,
+    per_variable,  # noqa: F401 - registers the optimizer that a file may hold
+)
 from tfkit.errors import ArgumentError, ArgumentTypeError, UnsafeModelError
 from tfkit.models import applications
 

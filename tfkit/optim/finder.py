@@ -272,8 +272,9 @@ class _Sweep(keras.callbacks.Callback):
             else f"Lower `start`, which was {self.rates[0]:.3g}, or look at the data of that batch."
         )
         return (
-            f"The loss must stay within bounds for {needed} of {len(self.rates)} steps. Received: a loss that "
-            f"{happened} {loss:.4g} at step {step}, where the learning rate was {self.rates[step]:.3g}. {fix}"
+            f"The loss must stay within bounds for {needed} of {len(self.rates)} steps. "
+            f"Received: a loss that {happened} {loss:.4g} at step {step}, "
+            f"where the learning rate was {self.rates[step]:.3g}. {fix}"
         )
 
 

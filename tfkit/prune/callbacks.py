@@ -7,6 +7,7 @@ import keras
 
 from tfkit.prune.constraint import MagnitudeMask
 from tfkit.prune.magnitude import weights_of
+from tfkit.training import require_current_training
 
 
 class UpdatePruningStep(keras.callbacks.Callback):
@@ -27,6 +28,9 @@ class UpdatePruningStep(keras.callbacks.Callback):
 
     Source: TFMOT's callback of that name.
     """
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        require_current_training(self.model)
 
     def on_epoch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         if logs is None:
