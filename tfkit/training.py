@@ -42,7 +42,7 @@ def require_current_training(model: keras.Model) -> None:
     Raises:
         ArgumentError: Naming the weights whose `trainable` changed.
     """
-    optimizer = model.optimizer
+    optimizer = getattr(model, "optimizer", None)  # none in a loop of one's own
     if optimizer is None or not optimizer.built:
         return
     now = {id(variable): variable for variable in model.trainable_variables}
