@@ -7,7 +7,7 @@ import pytest
 from experiments import unfreeze_depth
 from experiments.unfreeze_depth import Config
 
-TINY = Config(images=(20,), patches=(4,), digit_runs=1, photograph_runs=1, rounds=1, pretrain_epochs=1)
+TINY = Config(images=(20,), patches=(4,), runs=1, rounds=1, pretrain_epochs=1)
 
 
 def rows_of(*groups):
@@ -40,11 +40,12 @@ def test_gains_are_over_the_first_stage_of_the_same_run():
             (0, 10, "all", 60.0, False),
             (1, 10, "few", 70.0, False),
             (1, 10, "all", 76.0, True),
-        )
+        ),
+        decimals=3,
     )
     assert table.score.tolist() == [60.0, 68.0]
     assert table.gain.tolist() == [0.0, 8.0]
-    assert table.gain_spread.tolist() == pytest.approx([0.0, 8**0.5])
+    assert table.gain_spread.tolist() == [0.0, round(8**0.5, 3)]
     assert table.picked.tolist() == ["1 of 2", "1 of 2"]
 
 
@@ -55,7 +56,8 @@ def test_rows_stand_by_size_in_the_order_of_the_stages():
             (0, 10, "all", 1.0, False),
             (0, 90, "few", 1.0, True),
             (0, 90, "all", 1.0, False),
-        )
+        ),
+        decimals=3,
     )
     assert table[["size", "stage"]].values.tolist() == [[10, "few"], [10, "all"], [90, "few"], [90, "all"]]
 

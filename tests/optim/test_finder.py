@@ -305,6 +305,13 @@ def test_plot_writes_a_figure_with_the_suggestions_names(tmp_path, ending):
         assert all(name.encode() in content for name in ("valley", "steep", "minimum", "slide"))
 
 
+@pytest.mark.parametrize("end", [math.nan, math.inf])
+def test_plot_leaves_out_what_is_no_number(tmp_path, end):
+    found = find(scripted([4.0, 3.0, 2.0, 1.5, 3.0] + [end] * 95), steps=100, smoothing=0.0)
+    found.plot(tmp_path / "rates.png")
+    assert (tmp_path / "rates.png").is_file()
+
+
 def test_the_repr_is_short():
     assert len(repr(find(compiled()))) < 300
 
@@ -318,7 +325,7 @@ def test_the_repr_is_short():
         ({"start": 0}, "`start` must be above 0"),
         ({"stop": -1.0}, "`stop` must be above 0"),
         ({"start": 0.1, "stop": 0.1}, r"`start` must be below `stop`. Received: start=0.1, stop=0.1"),
-        ({"steps": 22}, "`steps` must be a whole number of steps, at least 23. Received: steps=22"),
+        ({"steps": 9}, "`steps` must be a whole number of steps, at least 10. Received: steps=9"),
         ({"batch_size": 0}, "`batch_size` must be a whole number of at least 1. Received: batch_size=0"),
         ({"batch_size": 2.5}, "`batch_size` must be a whole number of at least 1. Received: batch_size=2.5"),
         ({"divergence": 1.0}, "`divergence` must be above 1. Received: divergence=1.0"),
@@ -378,10 +385,16 @@ def test_says_that_the_data_ended():
 
 
 def test_says_where_the_loss_was_lost():
-    losses = [1.0] * 12 + [math.nan] * 88
-    message = r"for 31 of 100 steps. Received: a loss that was nan at step 12, .* Lower `start`"
+    losses = [1.0] * 3 + [math.nan] * 97
+    message = r"for the first 4 steps.* Received: a loss that was nan at step 3, .* Lower `start`"
     with pytest.raises(tfkit.ArgumentError, match=message):
         find(scripted(losses), steps=100)
+
+
+def test_judges_every_finite_loss_where_it_diverged_early():
+    found = find(scripted([4.0, 3.0, 2.0, 1.5, 3.0, 5.0] + [math.nan] * 94), steps=100, smoothing=0.0)
+    assert len(found.table) == 7
+    assert found.suggestions["minimum"] == pytest.approx(found.table.learning_rate[3] / 10)
 
 
 def test_does_not_blame_the_rate_for_the_first_loss():

@@ -2,12 +2,17 @@
 
 import keras
 import numpy as np
+import pytest
+import tensorflow as tf
 from keras import layers
 
 import tfkit
 from tests import models
+from tfkit.errors import ArgumentError
 from tfkit.transfer import fit_cached
 
+GOES_ON = "fit_cached goes on as far as it can: "
+BATCH = 7  # of 10 samples, so the last batch is smaller
 RANDOM = np.random.default_rng(0)
 X = RANDOM.normal(size=(10, 6)).astype("float32")
 Y = RANDOM.normal(size=(10, 2)).astype("float32")
@@ -40,7 +45,7 @@ def classifier(**arguments):
 
 
 def numbers(variables):
-    return [np.array(variable.value) for variable in variables]
+    return [np.array(keras.ops.convert_to_numpy(variable)) for variable in variables]
 
 
 def snapshot(model):
@@ -74,7 +79,7 @@ def train_both(build, x=X, y=Y, *, cached=None, tolerance=1e-5, seed=1, **argume
 
     Args:
         build: Returns a compiled model, every time an equal one.
-        x: The data, or a function that returns new data for each of the two.
+        x: The data, or a function that returns new data for each of the two; `callbacks` too.
         y: The targets; None where `x` holds them.
         cached: Arguments of `fit_cached` alone.
         tolerance: Of the comparison.
@@ -84,23 +89,42 @@ def train_both(build, x=X, y=Y, *, cached=None, tolerance=1e-5, seed=1, **argume
     Returns:
         The model that `fit_cached` trained, and its oracle.
     """
-    options = {"batch_size": 4, "epochs": 2, "shuffle": False, "verbose": 0} | arguments
+    options = {"batch_size": BATCH, "epochs": 2, "shuffle": False, "verbose": 0} | arguments
     if y is None:
         options.pop("batch_size")
     made = x if callable(x) else lambda: x
+    callbacks = options.pop("callbacks", lambda: None)
     oracle, model = build(), build()
     require_same(model, oracle, 0)
     before = numbers(oracle.trainable_variables)
     keras.utils.set_random_seed(seed)
-    wanted = oracle.fit(made(), y, **options)
+    wanted = oracle.fit(made(), y, callbacks=callbacks(), **options)
     keras.utils.set_random_seed(seed)
-    got = fit_cached(model, made(), y, **options, **({"strict": True} | (cached or {})))
+    got = fit_cached(
+        model, made(), y, callbacks=callbacks(), **options, **({"strict": True} | (cached or {}))
+    )
     moved = [not np.array_equal(old, new) for old, new in zip(before, numbers(oracle.trainable_variables))]
     assert any(moved)  # or nothing would be compared
     require_same(model, oracle, tolerance)
     require_same_history(got, wanted, tolerance)
     assert model.history is got
     return model, oracle
+
+
+def fit_quietly(model, x=X, y=Y, **arguments):
+    """Calls `fit_cached`, which may not fall back."""
+    return fit_cached(model, x, y, **({"verbose": 0, "strict": True, "batch_size": BATCH} | arguments))
+
+
+def require_refused(model, message, x=X, y=Y, **arguments):
+    """Checks that `fit_cached` raises before anything changes."""
+    before, built = snapshot(model), model.optimizer.built
+    with pytest.raises(ArgumentError, match=message):
+        fit_quietly(model, x, y, **arguments)
+    assert model.optimizer.built == built
+    for name, wanted in before.items():
+        for one, other in zip(snapshot(model)[name], wanted, strict=True):
+            np.testing.assert_array_equal(one, other)
 
 
 class Counter(layers.Layer):
@@ -112,8 +136,6 @@ class Counter(layers.Layer):
         self.seen = []
 
     def call(self, x):
-        import tensorflow as tf
-
         if not isinstance(x, keras.KerasTensor):
             tf.py_function(lambda each: self.seen.append(len(each)), [x], [])
         return x * self.scale

@@ -63,7 +63,11 @@ def test_build_model_must_be_a_function(given):
 
 
 def test_build_model_must_return_a_model():
-    refused(ArgumentTypeError, r"must be a Keras 3 model.*Received: model=None", build_model=lambda: None)
+    refused(
+        ArgumentTypeError,
+        r"`build_model` must return a Keras 3 model.*Received: None of type",
+        build_model=lambda: None,
+    )
 
 
 def test_build_model_must_return_a_built_model():
@@ -76,6 +80,15 @@ def test_build_model_must_return_a_compiled_model():
     refused(ArgumentError, message, build_model=models.dense_net)
 
 
+def test_build_model_must_return_a_model_with_an_optimizer():
+    def build_bare():
+        model = models.dense_net()
+        model.compile(optimizer=None, loss="mse")
+        return model
+
+    refused(ArgumentError, r"`build_model` must return a compiled.*without optimizer", build_model=build_bare)
+
+
 def test_build_model_must_make_new_weights():
     base = layers.Dense(4, name="base")
 
@@ -84,8 +97,20 @@ def test_build_model_must_make_new_weights():
         model.compile("sgd", "mse")
         return model
 
-    message = r"must make new weights each time.*twice with the same \S*base/kernel, \S*base/bias\. Load or"
+    message = r"must make everything anew.*twice with the same \S*base/kernel, \S*base/bias\. Load or clone"
     refused(ArgumentError, message, build_model=build_shared, stages=["head"])
+
+
+def test_build_model_must_make_a_new_optimizer():
+    optimizer = optimizers.Adam(0.01)
+
+    def build_shared():
+        model = models.dense_net()
+        model.compile(optimizer, "mse")
+        return model
+
+    message = r"must make everything anew.*twice with the same optimizer 'adam'\. Load or clone"
+    refused(ArgumentError, message, build_model=build_shared)
 
 
 @pytest.mark.parametrize("given", ["head", [], {}, None, 3], ids=repr)

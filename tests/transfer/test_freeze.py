@@ -11,7 +11,6 @@ from keras import layers, optimizers
 
 import tfkit
 from tests import models
-from tfkit import training
 from tfkit.errors import ArgumentError, ArgumentTypeError, LayerNotFoundError, UnbuiltModelError
 
 RANDOM = np.random.default_rng(0)
@@ -605,12 +604,6 @@ def test_a_trained_models_next_fit_moves_exactly_the_selected_weights(build, pat
     assert moved_by(model, lambda: fit(model, x, y)) == paths_of(
         tfkit.select_layers(model, patterns).variables
     )
-
-
-def test_refresh_training_does_nothing_to_an_uncompiled_model():
-    model = models.dense_net()
-    assert training.refresh_training(model) is None
-    assert not model.compiled
 
 
 # --- errors ----------------------------------------------------------------------------------

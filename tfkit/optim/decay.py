@@ -22,8 +22,8 @@ def set_weight_decay(
 ) -> keras.Model:
     """Sets decoupled weight decay, in place: at every update ``w ← w - η λ w``.
 
-    η is the learning rate of the moment, λ the decay. Biases and normalisation weights,
-    which have one dimension, do not decay unless asked for. `tfkit.training_table` shows
+    η is the learning rate of the moment, λ the decay. Biases and whatever has one
+    dimension, as normalisation weights do, stay out unless asked for. `tfkit.training_table` shows
     which weights do.
 
     The decay may change at any time, also between two batches of a `fit`: another call
@@ -35,7 +35,7 @@ def set_weight_decay(
         model: A built and compiled model. Its optimizer is changed in place.
         rate: λ, at least 0; 0 turns decay off.
         exclude: Patterns of `select_layers`: layers that do not decay at all.
-        one_dimensional: Whether weights of one dimension decay too.
+        one_dimensional: Whether biases and weights of one dimension decay too.
 
     Returns:
         `model` itself.
@@ -60,12 +60,13 @@ def set_weight_decay(
     2, scaled by the rate as in Keras; what is left out, timm's `no_weight_decay`.
     """
     rate = require_rate("rate", rate)
-    optimizer = _tailored(model)
+    graph.require_compiled(model)
     spared = {id(variable) for variable in select_layers(model, exclude).variables}
+    optimizer = per_variable.tailor(model.optimizer)
     changed = optimizer.rules.set_decay(rate)
     for _, variable in learnable(model):
         key = optimizer._var_key(variable)
-        decays = id(variable) not in spared and (one_dimensional or len(variable.shape) > 1)
+        decays = id(variable) not in spared and (one_dimensional or _is_matrix(variable))
         rule = optimizer.rules[key]
         optimizer.rules.put(key, variable.path, rule._replace(decays=decays))
         changed |= rule.decays != decays
@@ -115,7 +116,7 @@ def add_weight_penalty(
     targets = [
         (node, variable)
         for node, variable in learnable(model)
-        if id(variable) in chosen and len(variable.shape) > 1
+        if id(variable) in chosen and _is_matrix(variable)
     ]
     if not targets:
         raise ArgumentError(
@@ -155,8 +156,9 @@ def learnable(model: keras.Model) -> Iterator[tuple[graph.Node, keras.Variable]]
                 yield node, variable
 
 
-def _tailored(model: keras.Model) -> per_variable.PerVariable:
-    return per_variable.tailor(graph.require_compiled(model).optimizer)
+def _is_matrix(variable: keras.Variable) -> bool:
+    """Tells a kernel from biases and norms; an attention's or a GRU's bias has two dimensions."""
+    return len(variable.shape) > 1 and "bias" not in variable.name
 
 
 def _sum(node: graph.Node, variable: keras.Variable, l1: float, l2: float) -> keras.Regularizer:
@@ -179,7 +181,8 @@ def _sum(node: graph.Node, variable: keras.Variable, l1: float, l2: float) -> ke
 
 def _write_argument(layer: keras.Layer, variable: keras.Variable, penalty: keras.Regularizer) -> bool:
     """Puts the penalty where the layer's config takes it from; tells whether there is such a place."""
-    for name in (variable.name, variable.name.removesuffix("_kernel")):
+    own = ["depthwise"] if variable.name == "kernel" else []  # DepthwiseConv's name for its kernel
+    for name in (variable.name, variable.name.removesuffix("_kernel"), *own):
         if hasattr(layer, f"{name}_regularizer"):
             setattr(layer, f"{name}_regularizer", penalty)
             return True

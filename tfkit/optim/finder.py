@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 SLIDE_WIDTH, SLIDE_THRESHOLD = 15, 0.005  # fastai's
 DROPPED_END = 5  # the last steps are not judged, nor is the first tenth
-LEAST_POINTS = SLIDE_WIDTH + 1
-LEAST_STEPS = 23  # a tenth of it and the last five dropped, just enough is left
+LEAST_STEPS = 10
+LEAST_POINTS = 4  # below that there is no curve to read
 
 
 def find_learning_rate(
@@ -60,7 +60,7 @@ def find_learning_rate(
         y: Targets, unless `x` holds them.
         start: The first learning rate, above 0.
         stop: The last learning rate, above `start`.
-        steps: Batches, at least 23.
+        steps: Batches, at least 10; the suggestions want 50 or more.
         batch_size: Examples to a batch, for arrays.
         sample_weight: Weights of the examples, unless `x` holds them.
         divergence: How far the smoothed loss may rise, as a multiple of its least value;
@@ -132,11 +132,12 @@ class LearningRateSearch:
     Attributes:
         table: One row a batch: `step`, `learning_rate`, `loss`, `smoothed_loss`.
         suggestions: Four learning rates, read from the smoothed loss without the first
-            tenth of the steps and without the last five. `valley`: a third and a sixth
-            into the longest fall. `steep`: where the loss falls fastest over the
-            logarithm of the rate. `minimum`: a tenth of the rate at the least loss.
-            `slide`: left of the last interval of 15 steps over which the slope changes by
-            more than 0.005 a step.
+            tenth of the steps and without the last five, unless too few would be left.
+            `valley`: a third and a sixth into the longest fall. `steep`: where the loss
+            falls fastest over the logarithm of the rate. `minimum`: a tenth of the rate at
+            the least loss. `slide`: left of the last interval of 15 steps over which the
+            slope changes by more than 0.005 a step; a loss far below 1 has none, and then
+            it says nothing.
 
     Examples:
         >>> import pandas as pd, tfkit
@@ -184,7 +185,8 @@ class LearningRateSearch:
 
     def _shown_range(self) -> tuple[float, float]:
         """Returns the losses to draw: the last steps and single batches may lie far outside."""
-        steady = self.table[:-DROPPED_END]
+        steady = self.table[:-DROPPED_END] if len(self.table) > 2 * DROPPED_END else self.table
+        steady = steady[np.isfinite(steady.smoothed_loss)]
         seen = [*steady.smoothed_loss, *steady.loss.quantile([0.05, 0.95])]
         margin = 0.08 * (max(seen) - min(seen)) or 0.1
         return min(seen) - margin, max(seen) + margin
@@ -250,7 +252,9 @@ class _Sweep(keras.callbacks.Callback):
                 "Pass a tf.data.Dataset or arrays, or fewer `steps`."
             )
         judged = slice(len(self.rates) // 10, count - DROPPED_END)
-        if count - DROPPED_END - judged.start < LEAST_POINTS:
+        if judged.stop - judged.start <= SLIDE_WIDTH:  # diverged early: every finite loss is needed
+            judged = slice(0, count - (not math.isfinite(self.losses[-1])))
+        if judged.stop - judged.start < LEAST_POINTS:
             raise ArgumentError(self._cause())
         table = pd.DataFrame(
             {
@@ -264,7 +268,6 @@ class _Sweep(keras.callbacks.Callback):
 
     def _cause(self) -> str:
         step, loss = len(self.losses) - 1, self.losses[-1]
-        needed = len(self.rates) // 10 + LEAST_POINTS + DROPPED_END
         happened = "rose to" if math.isfinite(loss) else "was"
         fix = (
             "The rate has no part in the first loss: look for NaN or infinity in the data and the weights."
@@ -272,7 +275,7 @@ class _Sweep(keras.callbacks.Callback):
             else f"Lower `start`, which was {self.rates[0]:.3g}, or look at the data of that batch."
         )
         return (
-            f"The loss must stay within bounds for {needed} of {len(self.rates)} steps. "
+            f"The loss must be finite for the first {LEAST_POINTS} steps, and not diverge. "
             f"Received: a loss that {happened} {loss:.4g} at step {step}, "
             f"where the learning rate was {self.rates[step]:.3g}. {fix}"
         )
@@ -282,7 +285,7 @@ def suggest(rates: np.ndarray, losses: np.ndarray) -> dict[str, float]:
     """Returns fastai's four suggestions.
 
     Args:
-        rates: At least 16 learning rates that rise.
+        rates: At least 4 learning rates that rise.
         losses: The smoothed loss at each, finite.
 
     Returns:
@@ -322,9 +325,10 @@ def _valley(losses: np.ndarray) -> int:
 def _slide(losses: np.ndarray) -> int:
     """Returns the left end of the last interval, sliding down from the highest rate, whose slope changes."""
     slopes = np.gradient(losses)
-    found = len(losses) - 1 - SLIDE_WIDTH
+    width = min(SLIDE_WIDTH, len(losses) - 1)
+    found = len(losses) - 1 - width
     for left in range(found, -1, -1):
-        if abs(slopes[left + SLIDE_WIDTH] - slopes[left]) <= SLIDE_THRESHOLD:
+        if abs(slopes[left + width] - slopes[left]) <= SLIDE_THRESHOLD:
             break
         found = left
     return found

@@ -226,19 +226,30 @@ class _Factory:
         """Returns a new model, after seeding."""
         if self._seed is not None:
             keras.utils.set_random_seed(self._seed)
-        model = graph.require_model(self._build())
-        if not model.compiled:
-            raise ArgumentError(
-                "`build_model` must return a compiled model. "
-                f"Received: model={model.name!r}, not compiled. Call model.compile(optimizer, loss) in it."
+        model = self._build()
+        if not isinstance(model, keras.Model):
+            raise ArgumentTypeError(
+                "`build_model` must return a Keras 3 model (keras.Model). "
+                f"Received: {model!r} of type {type(model).__module__}.{type(model).__name__}."
             )
-        if shared := [weight.path for weight in model.weights if id(weight) in self._used]:
+        graph.require_model(model)
+        if not model.compiled or model.optimizer is None:
+            lack = "without optimizer" if model.compiled else "not compiled"
             raise ArgumentError(
-                "`build_model` must make new weights each time, or a stage would go on where another ended. "
+                f"`build_model` must return a compiled model. Received: model={model.name!r}, {lack}. "
+                "Call model.compile(optimizer, loss) in it."
+            )
+        parts = {id(weight): (weight, weight.path) for weight in model.weights}
+        optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+        parts[id(optimizer)] = (optimizer, f"optimizer {optimizer.name!r}")
+        if shared := [name for key, (_, name) in parts.items() if key in self._used]:
+            raise ArgumentError(
+                "`build_model` must make everything anew, or a stage would go on where another ended. "
                 f"Received: model={model.name!r}, twice with the same {', '.join(shared[:3])}"
-                f"{' …' if len(shared) > 3 else ''}. Load or clone the pretrained model in `build_model`."
+                f"{' …' if len(shared) > 3 else ''}. Load or clone the pretrained model in `build_model`, "
+                "and compile it there with a new optimizer."
             )
-        self._used.update({id(weight): weight for weight in model.weights})
+        self._used.update({key: part for key, (part, _) in parts.items()})
         return model
 
     def callbacks(self) -> list[keras.callbacks.Callback]:
