@@ -57,7 +57,7 @@ def test_mixed_precision_equals_fit(name, budget, policy):
     train_both(
         lambda: compiled(branches(), ["trained*", "head"]),
         cached={"memory_budget_gb": budget},
-        tolerance=1e-3,  # half precision rounds each of the two in its own place
+        tolerance={"mixed_float16": 1e-3, "mixed_bfloat16": 1e-2}[name],  # fused kernels round once less
     )
 
 

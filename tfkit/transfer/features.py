@@ -15,6 +15,7 @@ import tensorflow as tf
 from tfkit.transfer.split import NotSplittable
 
 Batch = tuple[Any, Any, Any]
+FORWARD_SAMPLES, FORWARD_BYTES = 128, 2**24  # of inputs to compute at once
 
 
 class Source:
@@ -29,6 +30,7 @@ class Source:
 
     Attributes:
         shuffle: Whether the samples come in a new order in every epoch.
+        batch_size: Samples a training batch of arrays; None where the data has its own batches.
 
     Raises:
         NotSplittable: If going through it again would give other samples.
@@ -36,6 +38,7 @@ class Source:
 
     def __init__(self, x: Any, y: Any, sample_weight: Any, batch_size: int | None, shuffle: bool):
         self.shuffle = shuffle
+        self.batch_size: int | None = None
         if isinstance(x, tf.data.Dataset):
             if x.cardinality() == tf.data.INFINITE_CARDINALITY:
                 raise NotSplittable("the data set has no end")
@@ -76,6 +79,15 @@ class Source:
 def cut(arrays: Any, part: slice) -> Any:
     """Returns a part of every array in a structure; None stays None."""
     return keras.tree.map_structure(lambda array: np.asarray(array)[part], arrays, none_is_leaf=False)
+
+
+def _forward_size(x: Any, batch_size: int) -> int:
+    """Returns how many samples of arrays to compute at once: more than in training, within reason.
+
+    Without gradients nothing has to be kept, and large batches use the processor better.
+    """
+    sample = sum(leaf[:1].nbytes for leaf in keras.tree.flatten(x)) or 1
+    return batch_size * max(1, min(FORWARD_SAMPLES, FORWARD_BYTES // sample) // batch_size)
 
 
 def _digests(batch: Batch) -> list[bytes]:
@@ -142,6 +154,9 @@ class Features:
             self.sizes.append(len(features[0]))
             progress()
         self.leaves = store.finish()
+        if size := source.batch_size:  # arrays are computed in larger batches than they train in
+            count = sum(self.sizes)
+            self.sizes = [min(size, count - start) for start in range(0, count, size)]
         self.on_disk = store.folder is not None
 
     def training_data(self) -> dict[str, Any]:
