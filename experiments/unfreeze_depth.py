@@ -118,13 +118,14 @@ class Adaptation:
         return table[["stage", "score", "chosen"]]
 
     def advised_stage(self, size: int) -> str | None:
-        """Returns the stage that trains exactly the layers of the rule of thumb."""
+        """Returns the stage that trains exactly the weights of the rule of thumb."""
         model = self.make()
+
+        def weights(patterns: str | list[str]) -> set[int]:
+            return {id(variable) for variable in tfkit.select_layers(model, patterns).variables}
+
         advice = tfkit.recommend_trainable_layers(model, n_samples=size, similarity=self.similarity)
-        wanted = tfkit.select_layers(model, advice).paths
-        fits = (
-            name for name, each in self.stages.items() if tfkit.select_layers(model, each).paths == wanted
-        )
+        fits = (name for name, patterns in self.stages.items() if weights(patterns) == weights(advice))
         return next(fits, None)
 
 
@@ -277,11 +278,12 @@ def digit_net(head: str = "head") -> keras.Model:
             layers.Conv2D(32, name="conv2", **conv),
             layers.Conv2D(64, strides=2, name="conv3", **conv),
             layers.GlobalAveragePooling2D(name="pool"),
+            layers.LayerNormalization(center=False, scale=False, name="scale"),
             layers.Dense(5, name=head),
         ]
     )
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    return compile_fast(model, 2e-3, loss, steps=25)
+    return compile_fast(model, 5e-3, loss, steps=25)
 
 
 def compile_fast(model: keras.Model, rate: float, loss: Any, *, steps: int) -> keras.Model:
@@ -339,7 +341,7 @@ def denoiser() -> keras.Model:
     model = tfkit.models.build_encoder_decoder(
         (None, None, 3), filters=(12, 24, 48), output_channels=3, residual=True
     )
-    return compile_fast(model, 1e-3, "mse", steps=8)
+    return compile_fast(model, 2e-3, "mse", steps=8)
 
 
 # --- the figure ----------------------------------------------------------------------------------

@@ -134,9 +134,36 @@ def test_layers_that_were_frozen_have_their_rules_once_they_train(tmp_path):
     tfkit.configure_base_model(model, "head")
     loaded = reload(train(model), tmp_path)
     for each in (model, loaded):
-        train(tfkit.configure_base_model(each, ["d1", "head"]))
+        train(tfkit.configure_base_model(each, "*"))
     expect_equal(loaded.get_weights(), model.get_weights())
     assert rules(loaded) == rules(model)
+
+
+WAITING = pytest.mark.xfail(strict=True, reason="what a file holds for a frozen layer is not looked at yet")
+
+
+@WAITING
+def test_the_table_of_a_loaded_model_knows_its_frozen_layers_too(tmp_path):
+    model = ruled(net())
+    tfkit.configure_base_model(model, "head")
+    assert rules(reload(train(model), tmp_path)) == rules(model)
+
+
+@WAITING
+def test_a_decay_set_on_a_loaded_model_leaves_the_multiplier_of_a_frozen_layer(tmp_path):
+    model = ruled(net())
+    tfkit.configure_base_model(model, "head")
+    loaded = tfkit.set_weight_decay(reload(train(model), tmp_path), 0.125)
+    assert kernels(tfkit.configure_base_model(loaded, "*")) == [0.25, 1.0, 2.0]
+
+
+@WAITING
+def test_multipliers_set_on_a_loaded_model_leave_the_exclusion_of_a_frozen_layer(tmp_path):
+    model = ruled(net())
+    tfkit.configure_base_model(model, "head")
+    loaded = tfkit.set_learning_rate_multipliers(reload(train(model), tmp_path), {"head": 0.5})
+    table = tfkit.training_table(tfkit.configure_base_model(loaded, "*"))
+    assert table[(table.path == "d2")].weight_decay.tolist() == [0.0, 0.0]
 
 
 def test_layers_stay_ruled_through_two_files_and_a_thaw(tmp_path):
@@ -161,34 +188,36 @@ def test_layers_of_one_name_keep_each_its_own(build, trained, tmp_path):
     assert kernels(keras.models.load_model(tmp_path / "model.keras", custom_objects=custom)) == given
 
 
-SHARED = ["stem", "middle/a", "middle/inner/a", "middle/inner/b", "middle/c", "head"]
+def untrained(model, folder):
+    return model
 
 
-def thawed(frozen, folder, *, trained, times):
-    """The factors before and after the files, of a model in which a layer was frozen meanwhile."""
-    model = models.deep_net()
-    model.compile("sgd", "mse")
-    given = each_its_own(model)
-    tfkit.configure_base_model(model, ["*", f"!{frozen}"])
-    if trained:
-        model.optimizer.build(model.trainable_variables)
-    for _ in range(times):
-        model = reload(model, folder)
-    return given, kernels(tfkit.configure_base_model(model, "*"))
+def trained(model, folder):
+    model.optimizer.build(model.trainable_variables)
+    return model
+
+
+LOST = {
+    (untrained, "middle/a", 1): "an unbuilt optimizer writes rules in another order than it reads them",
+    (untrained, "middle/a", 2): "an unbuilt optimizer writes rules in another order than it reads them",
+    (reload, "middle/a", 2): "a rule that waits is lost where a trained weight has the same path",
+}
 
 
 @pytest.mark.parametrize("times", [1, 2], ids=["one file", "two files"])
-@pytest.mark.parametrize("trained", [True, False], ids=["trained", "untrained"])
+@pytest.mark.parametrize("prepare", [untrained, trained, reload])
 @pytest.mark.parametrize("frozen", ["middle/a", "middle/inner/a"])
-def test_two_layers_of_one_name_of_which_one_is_frozen(frozen, trained, times, tmp_path, request):
-    if (frozen, trained) == ("middle/a", False):
-        reason = "an optimizer that is not built writes the rules in another order than it reads them"
+def test_two_layers_of_one_name_of_which_one_is_frozen(frozen, prepare, times, tmp_path, request):
+    if (prepare, frozen, times) in LOST:
+        reason = LOST[prepare, frozen, times]
         request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
-    elif trained and times == 2:
-        reason = "a rule that waits for a frozen layer is lost, where a trained one has the same path"
-        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
-    given, found = thawed(frozen, tmp_path, trained=trained, times=times)
-    assert found == given
+    model = models.deep_net()
+    model.compile("sgd", "mse")
+    given = each_its_own(model)
+    model = tfkit.configure_base_model(prepare(model, tmp_path), ["*", f"!{frozen}"])
+    for _ in range(times):
+        model = reload(model, tmp_path)
+    assert kernels(tfkit.configure_base_model(model, "*")) == given
 
 
 def test_several_attentions_keep_each_their_own(tmp_path):
@@ -214,7 +243,7 @@ def test_what_keras_was_told_to_exclude_stays_out(tmp_path):
     assert rules(reload(model, tmp_path)) == rules(model)
 
 
-# --- weights files, copies and configs -----------------------------------------------------------------------
+# --- weights files, copies and configs ------------------------------------------------------------------
 
 
 def test_weights_files_carry_a_decay_that_was_changed_by_hand(tmp_path):
@@ -346,7 +375,7 @@ def test_several_optimizers_are_refused():
         per_variable.tailor(optimizers.MultiOptimizer(two))
 
 
-# --- another process --------------------------------------------------------------------------------------------
+# --- another process ---------------------------------------------------------------------------------
 
 LOADING = """
 import json, sys

@@ -17,7 +17,7 @@ RANDOM = np.random.default_rng(0)
 X = RANDOM.normal(size=(10, 6)).astype("float32")
 Y = RANDOM.normal(size=(10, 2)).astype("float32")
 IMAGES = RANDOM.normal(size=(10, 8, 8, 3)).astype("float32")
-TOKENS = np.array([[1, 2, 3, 0, 0], [4, 1, 0, 0, 0], [2, 2, 5, 1, 3], [3, 0, 0, 0, 0], [5, 4, 3, 2, 0]] * 2)
+TOKENS = np.array([[1, 2, 0], [4, 0, 0], [2, 5, 1], [3, 0, 0], [5, 4, 3]] * 2)
 
 
 def compiled(model, patterns, optimizer=None, loss="mse", batch_norm="frozen", **arguments):

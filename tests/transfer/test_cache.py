@@ -116,7 +116,7 @@ def translation():
 def masked(sequences, **recurrent):
     """Tokens of which zeros are masked; the mask goes through layers that only hand it on."""
     keras.utils.set_random_seed(0)
-    inputs = keras.Input((5,), dtype="int32")
+    inputs = keras.Input((3,), dtype="int32")
     x = layers.Embedding(6, 4, mask_zero=True, name="embedding")(inputs)
     x = layers.Activation("tanh")(x)
     x = layers.LSTM(3, return_sequences=sequences, name="lstm")(x)
@@ -126,7 +126,7 @@ def masked(sequences, **recurrent):
 def attention():
     """Attention over masked tokens, with values and keys from two branches."""
     keras.utils.set_random_seed(0)
-    inputs = keras.Input((5,), dtype="int32")
+    inputs = keras.Input((3,), dtype="int32")
     x = layers.Embedding(6, 4, mask_zero=True, name="embedding")(inputs)
     x = layers.MultiHeadAttention(2, 3, name="attention")(x, layers.Dense(4, name="values")(x))
     return keras.Model(inputs, layers.Dense(2, name="head")(layers.GlobalAveragePooling1D()(x)))
@@ -135,15 +135,15 @@ def attention():
 def masked_nested():
     """A nested model that takes and gives masked sequences; part of it trains."""
     keras.utils.set_random_seed(0)
-    inside = keras.Input((5, 4))
+    inside = keras.Input((3, 4))
     x = layers.LSTM(4, return_sequences=True, name="one")(inside)
     inner = keras.Model(inside, layers.LSTM(4, return_sequences=True, name="two")(x), name="inner")
-    inputs = keras.Input((5,), dtype="int32")
+    inputs = keras.Input((3,), dtype="int32")
     x = inner(layers.Embedding(6, 4, mask_zero=True, name="embedding")(inputs))
     return keras.Model(inputs, layers.Dense(2, name="head")(layers.LSTM(3, name="three")(x)))
 
 
-STEPS = RANDOM.normal(size=(10, 5, 2)).astype("float32")
+STEPS = RANDOM.normal(size=(10, 3, 2)).astype("float32")
 GRAPHS = {
     "u-net": (u_net, ["decoder*", "out"], IMAGES, IMAGES),
     "u-net, only the end": (u_net, "out", IMAGES, IMAGES),

@@ -78,8 +78,6 @@ ARGUMENTS = {
         "batch_size": None,
     },
     "one batch": {"batch_size": 64},
-    "keras's batch size": {"batch_size": None},
-    "batches of one": {"batch_size": 1, "epochs": 1},
 }
 
 
@@ -114,12 +112,10 @@ def test_class_weights_of_a_data_set_equal_fit():
 FRAME, SERIES = pd.DataFrame(X), pd.Series(LABELS, index=range(5, 15))
 KINDS = {
     "double precision": (X.astype("float64"), Y.astype("float64")),
-    "integers": (RANDOM.integers(0, 9, size=(10, 6)), Y),
     "bytes": (RANDOM.integers(0, 256, size=(10, 6)).astype("uint8") // 64, Y),
     "booleans": (X > 0, Y),
     "data frames": (FRAME, pd.DataFrame(Y)),
     "tensors": (tf.constant(X), tf.constant(Y)),
-    "tensors that other arrays join": (tf.constant(X), Y),
     "a list of one": ([X], Y),
 }
 
