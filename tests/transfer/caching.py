@@ -45,7 +45,7 @@ def classifier(**arguments):
 
 
 def numbers(variables):
-    return [np.array(keras.ops.convert_to_numpy(variable)) for variable in variables]
+    return [variable.value.numpy().copy() for variable in variables]
 
 
 def snapshot(model):

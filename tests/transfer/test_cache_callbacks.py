@@ -287,9 +287,8 @@ def test_a_second_run_goes_on():
     assert int(model.optimizer.iterations) == 8
 
 
-@pytest.mark.parametrize("arguments", [{"run_eagerly": True}, {"jit_compile": False}], ids=str)
-def test_plain_fit_goes_on_after_it(arguments):
-    model = train_in_turn(run, lambda model, fit: run(model, plain), build=lambda: dense(**arguments))
+def test_plain_fit_goes_on_after_it():
+    model = train_in_turn(run, lambda model, fit: run(model, plain), build=lambda: dense(jit_compile=False))
     assert int(model.optimizer.iterations) == 8
 
 
@@ -297,12 +296,11 @@ def test_it_goes_on_after_plain_fit():
     train_in_turn(lambda model, fit: run(model, plain), run, build=lambda: dense(jit_compile=False))
 
 
-@pytest.mark.parametrize("arguments", [{"run_eagerly": True}, {"jit_compile": False}], ids=str)
-def test_it_goes_on_after_the_boundary_moved(arguments):
+def test_it_goes_on_after_the_boundary_moved():
     def thaw(model, fit):
         tfkit.configure_base_model(model, ["head"])
 
-    model = train_in_turn(run, thaw, run, build=lambda: dense(**arguments))
+    model = train_in_turn(run, thaw, run, build=lambda: dense(jit_compile=False))
     assert int(model.optimizer.iterations) == 8
 
 

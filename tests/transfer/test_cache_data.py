@@ -49,11 +49,9 @@ class Batches(keras.utils.PyDataset):
 
 ARGUMENTS = {
     "sample weights": {"sample_weight": WEIGHTS},
-    "the last samples held out": {"validation_split": 0.3},
     "held-out sample weights": {"validation_split": 0.3, "sample_weight": WEIGHTS},
     "validation arrays": {"validation_data": (X[:5], Y[:5])},
     "weighted validation arrays": {"validation_data": (X[:5], Y[:5], WEIGHTS[:5])},
-    "validation arrays in a list": {"validation_data": [X[:5], Y[:5]]},
     "validation batches of their own": {"validation_data": (X[:5], Y[:5]), "validation_batch_size": 2},
     "validation data before the split": {"validation_data": (X[:5], Y[:5]), "validation_split": 0.3},
     "validation every second epoch": {

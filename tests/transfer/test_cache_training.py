@@ -19,7 +19,6 @@ COMPILED = {
     "a traced step": {"jit_compile": False},
     "XLA": {"jit_compile": True},
     "several steps an execution": {"jit_compile": False, "steps_per_execution": 2},
-    "several eager steps an execution": {"run_eagerly": True, "steps_per_execution": 2},
     "metrics": {"metrics": ["mae", "root_mean_squared_error"], "weighted_metrics": ["mse"]},
 }
 OPTIMIZERS = {

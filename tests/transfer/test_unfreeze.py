@@ -271,9 +271,8 @@ def test_batch_normalization_follows_the_policy_in_each_stage(batch_norm):
         (models.shared_net, {0: "first_own", 1: ["second/shared"]}, (4,)),
         (models.subclassed_net, {0: "head", 1: ["block2/conv", "head"]}, (8, 8, 3)),
         (models.gated_net, {0: "head", 1: "gate1/mix"}, (6,)),
-        (models.sequence_net, {0: "head", 1: ["mha/query", "head"]}, (5, 4)),
     ],
-    ids=["nested", "shared", "subclassed", "gated", "sequence"],
+    ids=["nested", "shared", "subclassed", "gated"],
 )
 def test_exactly_the_selected_weights_move_in_models_of_every_kind(build, stages, shape):
     model = build()
@@ -411,7 +410,7 @@ class Die(keras.callbacks.Callback):
 LOST = pytest.mark.xfail(strict=True, reason="the model stays in the stage in which it died")
 
 
-@pytest.mark.parametrize("epoch", [pytest.param(2, marks=LOST), 3, 4], ids="died in {}".format)
+@pytest.mark.parametrize("epoch", [pytest.param(2, marks=LOST), 3], ids="died in {}".format)
 @pytest.mark.parametrize("order", ["first", "last"])
 def test_the_same_model_and_callbacks_may_go_on_after_an_interruption(order, epoch, tmp_path):
     stages = {2: "head", 3: ["d2", "head"]}
