@@ -180,8 +180,8 @@ def callbacks(config: Config) -> pd.DataFrame:
             ("ReduceLROnPlateau in its warmup", tfkit.ReduceLROnPlateau(warmup_steps=10**6)),
         ):
             spent = 1e-3 * step_overhead_ms(model, callback, 1000)
-            rows.append({"model": name, "callback": label, "step, ms": 1000 * step,
-                         "callback, ms": 1000 * spent, "share of the step, %": 100 * spent / step})  # fmt: skip
+            row = {"model": name, "callback": label, "step, ms": 1000 * step, "callback, ms": 1000 * spent}
+            rows.append(row | {"share of the step, %": 100 * spent / step})
     return pd.DataFrame(rows)
 
 
