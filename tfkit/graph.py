@@ -241,7 +241,9 @@ class Flow:
 
     def pack(self, outputs: list[Any]) -> Any:
         """Returns flat outputs in the structure in which the model gives them."""
-        return keras.tree.pack_sequence_as(self.model._outputs_struct, outputs)
+        packed = keras.tree.pack_sequence_as(self.model._outputs_struct, outputs)
+        single = isinstance(packed, list | tuple) and len(packed) == 1
+        return packed[0] if single else packed
 
 
 def functional_graph(layer: keras.Operation) -> keras.Model | None:
@@ -302,7 +304,11 @@ def read_flow(model: keras.Model, enter: Callable[[keras.Model], bool] = lambda 
 
 def _inputs_of(inner: keras.Model, arguments: SymbolicArguments) -> list[Any] | None:
     """Returns the tensors that a nested model is called with, if it takes them as they are."""
-    options = {name for name, value in arguments.kwargs.items() if value is not None}
+    options = {
+        name
+        for name, value in arguments.kwargs.items()
+        if any(each is not None for each in keras.tree.flatten(value))
+    }
     if len(arguments.args) != 1 or options - {"training"}:
         return None
     given, wanted = arguments.args[0], inner._inputs_struct

@@ -65,19 +65,27 @@ MUON = pytest.mark.xfail(
 )
 
 
-@pytest.mark.parametrize("factor", [0.25, 4.0])
 @pytest.mark.parametrize(
     "kind", [pytest.param(kind, marks=MUON) if kind == "Muon" else kind for kind in SCALED]
 )
-def test_a_layer_goes_as_under_an_optimizer_of_its_rate(kind, factor):
-    mine, slow, plain = net(SCALED[kind]()), net(at(SCALED[kind], factor)), net(SCALED[kind]())
-    tfkit.set_learning_rate_multipliers(mine, {"d1": factor})
-    for seed in range(4):
-        for model in (mine, slow, plain):
+def test_a_layer_goes_as_under_an_optimizer_of_its_rate(kind):
+    mine, slow = net(SCALED[kind]()), net(at(SCALED[kind], 0.25))
+    tfkit.set_learning_rate_multipliers(mine, {"d1": 0.25})
+    for seed in range(3):
+        for model in (mine, slow):
             step(model, seed)
     expect_equal(values(mine, "d1"), values(slow, "d1"))
+    assert not np.array_equal(values(mine, "d2")[0], values(slow, "d2")[0])
+
+
+def test_the_other_layers_go_as_before():
+    mine, plain = net(optimizers.Adam(RATE)), net(optimizers.Adam(RATE))
+    tfkit.set_learning_rate_multipliers(mine, {"d1": 4.0})
+    for seed in range(3):
+        for model in (mine, plain):
+            step(model, seed)
     expect_equal(values(mine, "d2"), values(plain, "d2"))
-    assert not np.array_equal(values(slow, "d1")[0], values(plain, "d1")[0])
+    expect_equal(values(mine, "head"), values(plain, "head"))
 
 
 @pytest.mark.parametrize("kind", ["SGD", "Adam", "Lion", "AdamW", "accumulation"])
@@ -324,6 +332,13 @@ def test_the_table_looks_inside_a_loss_scale(scaled):
     inner = optimizers.SGD(RATE, weight_decay=0.5)
     model = net(optimizers.LossScaleOptimizer(inner) if scaled else inner)
     assert tfkit.training_table(model).weight_decay.tolist() == [0.5] * 6
+
+
+@pytest.mark.xfail(strict=True, reason="only the outer one is asked")
+def test_the_table_looks_inside_several_optimizers():
+    parts = optimizers.SGD(RATE, weight_decay=0.5), optimizers.SGD(RATE, weight_decay=0.25)
+    several = optimizers.MultiOptimizer(optimizers.OptimizerMap(parts[0], {".*head.*": parts[1]}))
+    assert tfkit.training_table(net(several)).weight_decay.tolist() == [0.5] * 4 + [0.25] * 2
 
 
 def test_the_table_lists_a_shared_weight_once():

@@ -307,10 +307,9 @@ class Shuffling(Batches):
         self.arrays = tuple(array[order] for array in self.arrays)
 
 
-@BUDGETS
-def test_a_py_dataset_that_shuffles_itself_comes_in_a_new_order_every_epoch(budget):
-    epochs = orders(Shuffling(NUMBERS, NUMBERS), memory_budget_gb=budget)
-    assert [sorted(epoch) for epoch in epochs] == [list(range(12))] * 3
+def test_a_py_dataset_that_shuffles_itself_trains_as_in_fit():
+    with pytest.warns(UserWarning, match="the data set changes itself after every epoch"):
+        epochs = orders(Shuffling(NUMBERS, NUMBERS))
     assert len({tuple(epoch) for epoch in epochs}) == 3
 
 

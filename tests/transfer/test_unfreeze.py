@@ -338,11 +338,19 @@ def among(order, backup, own):
 
 
 RESUMED = {
-    "adam": {0: "head", 2: ["d2", "head"], 3: "*"},
+    "momentum": {0: "head", 2: ["d1", "head"], 3: "*"},
+    "adam": {0: "head", 2: "*"},
     "average": {1: "head", 3: ["d1", "head"]},
-    "accumulation": {0: "head", 2: ["d2", "head"], 3: "d2"},
+    "accumulation": {0: "head", 2: "*", 3: "d1"},
     "loss scale": {1: "head", 2: "*"},
 }
+
+
+def small(name):
+    """Two layers, so that the many fits below are quick."""
+    model = models.dense_net(units=(3,))
+    model.compile(OPTIMIZERS[name](), "mse", run_eagerly=True)
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -352,7 +360,7 @@ def whole(tmp_path_factory):
 
     def find(name):
         if name not in made:
-            root, model = tmp_path_factory.mktemp("backups"), net(name, run_eagerly=True)
+            root, model = tmp_path_factory.mktemp("backups"), small(name)
             first, last = (keras.callbacks.BackupAndRestore(root / each) for each in ("first", "last"))
             fit(model, first, tfkit.GradualUnfreezing(RESUMED[name]), last, Keep(root))
             made[name] = (root, numbers(model))
@@ -365,17 +373,16 @@ def whole(tmp_path_factory):
 @pytest.mark.parametrize(
     ("name", "epoch"),
     [
-        *(("adam", epoch) for epoch in range(1, EPOCHS)),
-        ("average", 1),
+        *(("momentum", epoch) for epoch in range(1, EPOCHS)),
+        ("adam", 2),
         ("average", 3),
-        ("accumulation", 1),
         ("accumulation", 3),
         ("loss scale", 2),
     ],
 )
 def test_a_fit_that_died_ends_as_one_that_did_not(name, order, epoch, whole):
     root, expected = whole(name)
-    model = net(name, run_eagerly=True)
+    model = small(name)
     backup = keras.callbacks.BackupAndRestore(root / f"{order} {epoch}")
     fit(model, *among(order, backup, tfkit.GradualUnfreezing(RESUMED[name])))
     expect_equal(numbers(model), expected)
@@ -413,8 +420,8 @@ LOST = pytest.mark.xfail(strict=True, reason="the model stays in the stage in wh
 @pytest.mark.parametrize("epoch", [pytest.param(2, marks=LOST), 3], ids="died in {}".format)
 @pytest.mark.parametrize("order", ["first", "last"])
 def test_the_same_model_and_callbacks_may_go_on_after_an_interruption(order, epoch, tmp_path):
-    stages = {2: "head", 3: ["d2", "head"]}
-    whole, model = net(run_eagerly=True), net(run_eagerly=True)
+    stages = {2: "head", 3: "*"}
+    whole, model = small("momentum"), small("momentum")
     fit(whole, tfkit.GradualUnfreezing(stages))
     callbacks = among(
         order, keras.callbacks.BackupAndRestore(tmp_path / "b"), tfkit.GradualUnfreezing(stages)

@@ -1,6 +1,7 @@
 """Training with the frozen part computed once instead of once an epoch."""
 
 import contextlib
+import numbers
 import os
 import warnings
 from collections.abc import Callable, Iterable
@@ -14,7 +15,7 @@ from tfkit import graph
 from tfkit.errors import ArgumentError
 from tfkit.training import refresh_training
 from tfkit.transfer.features import Features, Source, Storage, cut
-from tfkit.transfer.split import NotSplittable, Split, split
+from tfkit.transfer.split import NotSplittable, Split, is_foreign, split
 
 
 def fit_cached(
@@ -113,13 +114,13 @@ def fit_cached(
         "validation_batch_size": validation_batch_size,
         "validation_freq": validation_freq,
     }
-    _check(graph.require_compiled(model), validation_split, memory_budget_gb)
+    _check(graph.require_compiled(model), validation_split, memory_budget_gb, cache_directory)
     refresh_training(model)  # the flags of now decide
     plain["callbacks"] = [] if callbacks is None else keras.tree.flatten(callbacks)
     with contextlib.ExitStack() as disk:
         try:
             train, validation = _sources(x, y, plain)
-            halves = _Halves(model, _cut(model, train, plain["callbacks"]))
+            halves = _Halves(model, _cut(model, [train, validation], plain["callbacks"]))
             if uncached := halves.split.uncached:
                 some = "; ".join(f"{path} {reason}" for path, reason in list(uncached.items())[:5])
                 more = " …" * (len(uncached) > 5)
@@ -155,22 +156,26 @@ def _training_arguments(
         add_history=True,
         add_progbar=plain["verbose"] != 0,
         model=model,
-        verbose=_loudness(plain["verbose"]),
+        verbose=plain["verbose"],
         epochs=plain["epochs"],
         steps=plain["steps_per_epoch"] or batches,
     )
     return {**data, **{name: plain[name] for name in names}, "callbacks": listeners}
 
 
-def _check(model: keras.Model, validation_split: float, memory_budget_gb: float) -> None:
+def _check(model: keras.Model, validation_split: float, memory_budget_gb: float, directory: Any) -> None:
     if not 0 <= validation_split < 1:
         raise ArgumentError(
             "`validation_split` must be at least 0 and below 1. "
             f"Received: validation_split={validation_split!r}."
         )
-    if not memory_budget_gb >= 0:
+    if not isinstance(memory_budget_gb, numbers.Real) or not memory_budget_gb >= 0:
         raise ArgumentError(
             f"`memory_budget_gb` must be at least 0. Received: memory_budget_gb={memory_budget_gb!r}."
+        )
+    if directory is not None and not os.path.isdir(directory):
+        raise ArgumentError(
+            f"`cache_directory` must be a folder that exists. Received: cache_directory={str(directory)!r}."
         )
     if not model.trainable_variables:
         raise ArgumentError(
@@ -185,25 +190,38 @@ def _sources(x: Any, y: Any, plain: dict[str, Any]) -> tuple[Source, Source | No
     weight, share, given = plain["sample_weight"], plain["validation_split"], plain["validation_data"]
     size, shuffle = plain["batch_size"], plain["shuffle"]
     if given is None and share:
+        if not hasattr(keras.tree.flatten(x)[0], "shape"):
+            raise ArgumentError(
+                "`validation_split` needs arrays. "
+                f"Received: validation_split={share!r} and x of type {type(x).__name__}. Pass validation_data."
+            )
         border = int(len(keras.tree.flatten(x)[0]) * (1.0 - share))
         given = cut((x, y, weight), slice(border, None))
         x, y, weight = cut((x, y, weight), slice(border))
-    train = Source(x, y, weight, size, shuffle)
+    train = Source(x, y, weight, size, shuffle, plain["steps_per_epoch"])
     if given is None:
         return train, None
     if isinstance(given, tuple | list):
         held_size = plain["validation_batch_size"] or size
-        return train, Source(*keras.utils.unpack_x_y_sample_weight(tuple(given)), held_size, False)
+        parts = keras.utils.unpack_x_y_sample_weight(tuple(given))
+        return train, Source(*parts, held_size, False, plain["validation_steps"])
     held = Source(given, None, None, None, False)
-    held.shuffle = False  # its order changes no metric
+    held.shuffle = held.reorders = False  # its order changes no metric
     return train, held
 
 
-def _cut(model: keras.Model, data: Source, callbacks: list[keras.callbacks.Callback]) -> Split:
+def _cut(
+    model: keras.Model, sources: list[Source | None], callbacks: list[keras.callbacks.Callback]
+) -> Split:
     for each in callbacks:
         if getattr(each, "moves_boundary", False):
             raise NotSplittable(f"{type(each).__name__} moves the boundary while the model trains")
-    return split(model, cut(next(iter(data))[0], slice(2)))
+    fixed = model.inputs[0].shape[0] if getattr(model, "inputs", None) else None
+    parts = split(model, cut(next(iter(sources[0]))[0], slice(fixed or 2)))
+    if fixed is None and not any(is_foreign(call.operation) for call in parts.front):
+        for source in filter(None, sources):
+            source.enlarge()  # the layers are known to take each sample by itself
+    return parts
 
 
 def _refuse_or_warn(problem: str, strict: bool) -> None:
@@ -262,12 +280,15 @@ class _Halves:
 
     def features(self, training: bool) -> Callable[[Any], list[Any]]:
         """Returns a function from a batch of inputs to its features."""
-        front = tf.function(
-            lambda x: self._front(x, training=training), reduce_retracing=True, autograph=False
-        )
+
+        def front(x: Any) -> list[Any]:
+            return self._front(x, training=training)
+
+        if not self.rest.run_eagerly:
+            front = tf.function(front, reduce_retracing=True, autograph=False)
 
         def compute(x: Any) -> list[Any]:
-            return front(keras.tree.map_structure(tf.convert_to_tensor, x))
+            return front(keras.tree.map_structure(tf.convert_to_tensor, x, none_is_leaf=False))
 
         return compute
 

@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfkit.errors import ArgumentError
 from tfkit.transfer.split import NotSplittable
 
 Batch = tuple[Any, Any, Any]
@@ -26,68 +27,100 @@ class Source:
         y: Targets, where `x` holds none.
         sample_weight: Weights, where `x` holds none.
         batch_size: Samples a batch of arrays.
-        shuffle: Whether arrays are shuffled in training.
+        shuffle: Whether arrays and a PyDataset are shuffled in training.
+        steps: Steps an epoch, from which Keras takes the batch size where there is none.
 
     Attributes:
         shuffle: Whether the samples come in a new order in every epoch.
+        reorders: Whether they do so by themselves.
         batch_size: Samples a training batch of arrays; None where the data has its own batches.
 
     Raises:
         NotSplittable: If going through it again would give other samples.
+        ArgumentError: If targets or weights stand beside a data set.
     """
 
-    def __init__(self, x: Any, y: Any, sample_weight: Any, batch_size: int | None, shuffle: bool):
+    def __init__(
+        self,
+        x: Any,
+        y: Any,
+        sample_weight: Any,
+        batch_size: int | None,
+        shuffle: bool,
+        steps: int | None = None,
+    ):
         self.shuffle = shuffle
+        self.reorders = False
         self.batch_size: int | None = None
+        self._step = 0
+        if isinstance(x, tf.data.Dataset | keras.utils.PyDataset):
+            if y is not None or sample_weight is not None:
+                raise ArgumentError(
+                    "`y` and `sample_weight` must be left out beside a data set, which holds its own. "
+                    f"Received: x of type {type(x).__name__} and one of them."
+                )
+            self._read(x)
+            return
+        leaves = keras.tree.flatten(x)
+        if hasattr(x, "__next__") or not all(leaf is None or hasattr(leaf, "shape") for leaf in leaves):
+            raise NotSplittable(f"data of type {type(x).__name__} can be gone through only once")
+        if any(
+            isinstance(leaf, tf.SparseTensor | tf.RaggedTensor) or hasattr(leaf, "tocsr") for leaf in leaves
+        ):
+            raise NotSplittable("the data is sparse or ragged")
+        arrays = cut((x, y, sample_weight), slice(None))
+        lengths = {len(leaf) for leaf in keras.tree.flatten(arrays) if leaf is not None}
+        if len(lengths) != 1 or not (length := lengths.pop()):
+            raise NotSplittable("the arrays are empty or of different lengths")
+        self.batch_size = self._step = batch_size or (-(-length // steps) if steps else 32)
+        self._inputs = arrays[0]
+        self._batches = lambda: (
+            cut(arrays, slice(start, start + self._step)) for start in range(0, length, self._step)
+        )
+
+    def _read(self, x: tf.data.Dataset | keras.utils.PyDataset) -> None:
         if isinstance(x, tf.data.Dataset):
             if x.cardinality() == tf.data.INFINITE_CARDINALITY:
                 raise NotSplittable("the data set has no end")
             self._batches: Callable[[], Iterator[Any]] = lambda: iter(x)
-        elif isinstance(x, keras.utils.PyDataset):
+            self.shuffle = False  # as Keras: its own order counts
+        else:
             if x.num_batches is None:
                 raise NotSplittable("the data set has no end")
+            if type(x).on_epoch_end is not keras.utils.PyDataset.on_epoch_end:
+                raise NotSplittable("the data set changes itself after every epoch")
             self._batches = lambda: (x[number] for number in range(x.num_batches))
-        elif hasattr(x, "__next__") or not hasattr(keras.tree.flatten(x)[0], "shape"):
-            raise NotSplittable(f"data of type {type(x).__name__} can be gone through only once")
-        else:
-            arrays = cut((x, y, sample_weight), slice(None))
-            size = batch_size or 32
-            length = len(keras.tree.flatten(arrays[0])[0])
-            self._batches = lambda: (
-                cut(arrays, slice(start, start + size)) for start in range(0, length, size)
+        self.reorders = self._changes_order()
+        self.shuffle |= self.reorders
+
+    def enlarge(self) -> None:
+        """Lets arrays be computed in larger batches than they train in, within reason.
+
+        Without gradients nothing has to be kept, and large batches use the processor better.
+        """
+        if self.batch_size:
+            sample = (
+                sum(leaf[:1].nbytes for leaf in keras.tree.flatten(self._inputs) if leaf is not None) or 1
             )
-            return
-        self.shuffle = self._changes_order()
+            most = min(FORWARD_SAMPLES, FORWARD_BYTES // sample)
+            self._step = self.batch_size * max(1, most // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
         return map(keras.utils.unpack_x_y_sample_weight, self._batches())
 
     def _changes_order(self) -> bool:
         """Tells whether the samples come in another order every time; other samples are refused."""
-        first, second = next(iter(self), None), next(iter(self), None)
-        if first is None:
+        once, again = ([digest for batch in self for digest in _digests(batch)] for _ in range(2))
+        if not once:
             raise NotSplittable("the data set is empty")
-        if _digests(first) == _digests(second):
-            return False
-        once = sorted(digest for batch in self for digest in _digests(batch))
-        again = sorted(digest for batch in self for digest in _digests(batch))
-        if once != again:
+        if sorted(once) != sorted(again):
             raise NotSplittable("the data set gives other samples at every pass, as augmentation does")
-        return True
+        return once != again
 
 
 def cut(arrays: Any, part: slice) -> Any:
     """Returns a part of every array in a structure; None stays None."""
     return keras.tree.map_structure(lambda array: np.asarray(array)[part], arrays, none_is_leaf=False)
-
-
-def _forward_size(x: Any, batch_size: int) -> int:
-    """Returns how many samples of arrays to compute at once: more than in training, within reason.
-
-    Without gradients nothing has to be kept, and large batches use the processor better.
-    """
-    sample = sum(leaf[:1].nbytes for leaf in keras.tree.flatten(x)) or 1
-    return batch_size * max(1, min(FORWARD_SAMPLES, FORWARD_BYTES // sample) // batch_size)
 
 
 def _digests(batch: Batch) -> list[bytes]:
@@ -142,11 +175,14 @@ class Features:
         storage: Storage,
         progress: Callable[[], None],
     ):
-        self.shuffle = source.shuffle
+        self.shuffle, self._reorders = source.shuffle, source.reorders
         self.sizes: list[int] = []
         store = _Store(storage)
         for x, y, weight in source:
             features = [np.asarray(feature) for feature in compute(x)]
+            rows = len(next(leaf for leaf in keras.tree.flatten(x) if leaf is not None))
+            if any(feature.shape[:1] != (rows,) for feature in features):
+                raise NotSplittable("a feature has no row of its own for each sample")
             self._structure = (features, y, weight)
             store.append(
                 [np.asarray(leaf) for leaf in keras.tree.flatten(self._structure) if leaf is not None]
@@ -162,7 +198,12 @@ class Features:
     def training_data(self) -> dict[str, Any]:
         """Returns the arguments of `fit` that stand for the data."""
         size = self.sizes[0]
-        if self.on_disk or any(each != size for each in self.sizes[:-1]) or self.sizes[-1] > size:
+        if (
+            self.on_disk
+            or self._reorders
+            or any(each != size for each in self.sizes[:-1])
+            or self.sizes[-1] > size
+        ):
             return {"x": _Stored(self), "shuffle": False}
         x, y, weight = self.pack(self.leaves)
         return {"x": x, "y": y, "sample_weight": weight, "batch_size": size, "shuffle": self.shuffle}
@@ -205,7 +246,7 @@ class _Store:
         if self.folder is not None:
             for chunk in self._chunks:
                 for file, leaf in zip(self._files, chunk, strict=True):
-                    file.write(np.ascontiguousarray(leaf).data)
+                    file.write(leaf.tobytes())
             self._chunks = []
 
     def finish(self) -> list[np.ndarray]:

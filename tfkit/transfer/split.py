@@ -5,6 +5,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from tfkit import graph
 
@@ -44,12 +45,13 @@ def split(model: keras.Model, sample: Any) -> Split:
             frozen layer with weights that could run beforehand.
     """
     for name in ("train_step", "test_step", "compute_loss", "compute_metrics"):
-        if getattr(type(model), name) is not getattr(keras.Model, name):
+        if name in vars(model) or getattr(type(model), name) is not getattr(keras.Model, name):
             raise NotSplittable(f"the class {type(model).__name__} has a {name} of its own")
-    flow = graph.read_flow(model, enter=lambda inner: _obstacle(inner) is not None)
+    trained = {id(variable) for variable in model.trainable_variables}
+    flow = graph.read_flow(model, enter=lambda inner: _obstacle(inner, trained) is not None)
     if flow is None:
         raise NotSplittable("the model computes in Python of its own, so it is no graph that could be cut")
-    obstacles = _obstacles(flow, sample)
+    obstacles = _obstacles(flow, sample, model)
     front = tuple(call for call in flow.calls if call not in obstacles)
     rest = tuple(call for call in flow.calls if call in obstacles)
     uncached = {
@@ -66,17 +68,19 @@ def split(model: keras.Model, sample: Any) -> Split:
     return Split(flow, front, rest, features, uncached)
 
 
-def _obstacles(flow: graph.Flow, sample: Any) -> dict[graph.Call, str]:
+def _obstacles(flow: graph.Flow, sample: Any, model: keras.Model) -> dict[graph.Call, str]:
     """Returns the calls that cannot run beforehand, each with the reason."""
+    trained = {id(variable) for variable in model.trainable_variables}
+    native = {id(variable.value) for variable in model.trainable_variables}
     values = dict(zip(flow.inputs, flow.read(sample), strict=True))
-    trying = any(_is_foreign(call.operation) for call in flow.calls)
+    trying = any(is_foreign(call.operation) for call in flow.calls)
     changing: dict[int, str] = {}  # keys of tensors that change -> the layer that is why
     obstacles: dict[graph.Call, str] = {}
     for call in flow.calls:
-        reason = _obstacle(call.operation)
+        reason = _obstacle(call.operation, trained)
         sources = [changing[key] for key in call.inputs if key in changing]
         if reason is None and not sources and trying:
-            reason = _try(call, values)
+            reason = _try(call, values, native)
         if reason is not None:
             obstacles[call] = reason
             changing |= dict.fromkeys(call.outputs, f"{call.path}, which {reason}")
@@ -86,23 +90,25 @@ def _obstacles(flow: graph.Flow, sample: Any) -> dict[graph.Call, str]:
     return obstacles
 
 
-def _obstacle(operation: keras.Operation) -> str | None:
+def _obstacle(operation: keras.Operation, trained: set[int]) -> str | None:
     """Returns why a layer cannot run beforehand, as far as its class tells."""
     if not isinstance(operation, keras.Layer):
         return None
-    if operation.trainable_variables:
+    if any(id(variable) in trained for variable in operation.variables):
         return "trains"
     for layer in graph.sublayers(operation):
         if graph.draws_random_numbers(layer):
             return "draws random numbers"
         if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable:
             return "updates its statistics"
+        if isinstance(layer, keras.layers.SpectralNormalization) or getattr(layer, "stateful", False):
+            return "changes its own state when it runs"
         if layer.activity_regularizer is not None:
             return "adds to the loss"
     return None
 
 
-def _is_foreign(operation: keras.Operation) -> bool:
+def is_foreign(operation: keras.Operation) -> bool:
     """Tells whether a layer may do what its class does not tell."""
     layers = graph.sublayers(operation) if isinstance(operation, keras.Layer) else [operation]
     return any(
@@ -111,23 +117,27 @@ def _is_foreign(operation: keras.Operation) -> bool:
     )
 
 
-def _try(call: graph.Call, values: dict[int, Any]) -> str | None:
+def _try(call: graph.Call, values: dict[int, Any], trained: set[int]) -> str | None:
     """Runs a call as in training, twice where its class tells too little; returns what it found."""
-    call.run(values, training=True)
-    if not _is_foreign(call.operation):
+    if not is_foreign(call.operation):
+        call.run(values, training=True)
         return None
     weights = getattr(call.operation, "variables", [])
-    before = [np.array(variable.value) for variable in weights]
-    first = [np.array(values[key]) for key in call.outputs]
-    call.run(values, training=True)
-    second = [np.array(values[key]) for key in call.outputs]
-    moved = [not _equal(old, variable.value) for old, variable in zip(before, weights, strict=True)]
+    before = [np.array(variable.value.numpy()) for variable in weights]
+    results = []
+    for _ in range(2):
+        with tf.GradientTape() as tape:
+            call.run(values, training=True)
+        results.append([np.asarray(values[key]) for key in call.outputs])
+    moved = [not _equal(old, variable.value.numpy()) for old, variable in zip(before, weights, strict=True)]
     for old, variable in zip(before, weights, strict=True):
         variable.assign(old)
     if any(moved):
         return "changes its own state when it runs"
-    if not all(map(_equal, first, second)):
+    if not all(map(_equal, *results)):
         return "gives another result at every call"
+    if any(id(variable) in trained for variable in tape.watched_variables()):
+        return "reads weights that train"
     return "adds to the loss" if getattr(call.operation, "losses", ()) else None
 
 
