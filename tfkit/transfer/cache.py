@@ -192,8 +192,8 @@ def _sources(x: Any, y: Any, plain: dict[str, Any]) -> tuple[Source, Source | No
     if given is None and share:
         if not hasattr(keras.tree.flatten(x)[0], "shape"):
             raise ArgumentError(
-                "`validation_split` needs arrays. "
-                f"Received: validation_split={share!r} and x of type {type(x).__name__}. Pass validation_data."
+                "`validation_split` needs arrays. Received: "
+                f"validation_split={share!r} and x of type {type(x).__name__}. Pass validation_data."
             )
         border = int(len(keras.tree.flatten(x)[0]) * (1.0 - share))
         given = cut((x, y, weight), slice(border, None))
