@@ -137,17 +137,12 @@ def test_layers_that_were_frozen_have_their_rules_once_they_train(tmp_path):
     assert rules(loaded) == rules(model)
 
 
-WAITING = pytest.mark.xfail(strict=True, reason="what a file holds for a frozen layer is not looked at yet")
-
-
-@WAITING
 def test_the_table_of_a_loaded_model_knows_its_frozen_layers_too(tmp_path):
     model = ruled(net())
     tfkit.configure_base_model(model, "head")
     assert rules(reload(train(model), tmp_path)) == rules(model)
 
 
-@WAITING
 def test_a_decay_set_on_a_loaded_model_leaves_the_multiplier_of_a_frozen_layer(tmp_path):
     model = ruled(net())
     tfkit.configure_base_model(model, "head")
@@ -155,7 +150,6 @@ def test_a_decay_set_on_a_loaded_model_leaves_the_multiplier_of_a_frozen_layer(t
     assert kernels(tfkit.configure_base_model(loaded, "*")) == [0.25, 1.0, 2.0]
 
 
-@WAITING
 def test_multipliers_set_on_a_loaded_model_leave_the_exclusion_of_a_frozen_layer(tmp_path):
     model = ruled(net())
     tfkit.configure_base_model(model, "head")
@@ -195,20 +189,10 @@ def trained(model, folder):
     return model
 
 
-LOST = {
-    (untrained, "middle/a", 1): "an unbuilt optimizer writes rules in another order than it reads them",
-    (untrained, "middle/a", 2): "an unbuilt optimizer writes rules in another order than it reads them",
-    (reload, "middle/a", 2): "a rule that waits is lost where a trained weight has the same path",
-}
-
-
 @pytest.mark.parametrize("times", [1, 2], ids=["one file", "two files"])
 @pytest.mark.parametrize("prepare", [untrained, trained, reload])
 @pytest.mark.parametrize("frozen", ["middle/a", "middle/inner/a"])
-def test_two_layers_of_one_name_of_which_one_is_frozen(frozen, prepare, times, tmp_path, request):
-    if (prepare, frozen, times) in LOST:
-        reason = LOST[prepare, frozen, times]
-        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
+def test_two_layers_of_one_name_of_which_one_is_frozen(frozen, prepare, times, tmp_path):
     model = models.deep_net()
     model.compile("sgd", "mse")
     given = each_its_own(model)
@@ -231,9 +215,6 @@ def test_several_attentions_keep_each_their_own(tmp_path):
     assert rules(reload(model, tmp_path)) == rules(model)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="Keras saves no exclusions of its own, and the rules do not take them over"
-)
 def test_what_keras_was_told_to_exclude_stays_out(tmp_path):
     model = net(optimizers.SGD(0.05))
     model.optimizer.exclude_from_weight_decay(var_names=["kernel"])
@@ -347,7 +328,7 @@ def test_it_stays_the_object_and_the_kind_that_it_was():
 def test_of_a_loss_scale_optimizer_it_is_the_inner_one():
     outer = optimizers.LossScaleOptimizer(optimizers.Adam(0.1))
     assert per_variable.tailor(outer) is outer.inner_optimizer
-    assert type(outer) is optimizers.LossScaleOptimizer
+    assert isinstance(outer, optimizers.LossScaleOptimizer)
 
 
 def test_a_decay_that_was_given_to_keras_is_taken_over():
@@ -423,6 +404,5 @@ def test_goes_on_in_a_process_that_imports_the_module(elsewhere):
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason="a kind of Keras's optimizers is missing from the list")
 def test_every_optimizer_of_keras_can_be_loaded_there(elsewhere):
     assert elsewhere[0]["unknown"] == []

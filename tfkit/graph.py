@@ -114,6 +114,16 @@ def learnable_variables(layer: keras.Layer) -> list[keras.Variable]:
     ]
 
 
+def learnable(model: keras.Model) -> Iterator[tuple[Node, keras.Variable]]:
+    """Yields each weight that training could move, once, with the node that owns it."""
+    seen: set[int] = set()
+    for node in descend(walk(require_model(model))):
+        for variable in learnable_variables(node.layer):
+            if id(variable) not in seen:
+                seen.add(id(variable))
+                yield node, variable
+
+
 def sublayers(layer: keras.Layer) -> list[keras.Layer]:
     """Returns `layer` and all layers inside it, at any depth, each once."""
     return layer._flatten_layers()

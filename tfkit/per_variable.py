@@ -7,7 +7,8 @@ optimizer, in place, into one of the same kind that mends all three.
 
 import collections
 import functools
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import keras
@@ -30,71 +31,100 @@ class Rule(NamedTuple):
     decays: bool = True
 
 
+# Muon leaves some weights to Adam, with a decay of their own.
+DECAYS = ("weight_decay", "adam_weight_decay")
+
+
 class Rules(KerasSaveable):
     """The rules of one optimizer, and its weight decay as a variable.
 
     The decay rides in weights files under the optimizer; Keras alone passes it by.
+
+    Attributes:
+        stale: Whether a train step may have been traced that follows other rules.
     """
 
-    def __init__(self, weight_decay: float | None):
-        self.decay: keras.Variable | None = None
-        if weight_decay is not None:
-            self.set_decay(weight_decay)
-        self._by_key: dict[Any, tuple[str, Rule]] = {}  # the optimizer's key of a variable -> path, rule
-        self._loaded: dict[str, list[tuple[str, Rule]]] = {}  # rules from a file, by end of the path
+    def __init__(self, optimizer: keras.optimizers.Optimizer):
+        self.stale = True
+        self._key = optimizer._var_key
+        self.decays: dict[str, keras.Variable] = {}
+        for name in DECAYS:
+            if getattr(optimizer, name, None) is not None:
+                self.set_decay(name, getattr(optimizer, name))
+        self._held: dict[Any, tuple[keras.Variable, Rule]] = {}  # by the optimizer's key of a variable
+        self._waiting: dict[str, list[tuple[str, Rule]]] = {}  # path, rule; from a file, by end of the path
 
-    def set_decay(self, rate: float) -> bool:
-        """Sets the weight decay, and tells whether the train step must be traced anew."""
-        if self.decay is None:
-            self.decay = keras.Variable(
-                rate, dtype="float32", trainable=False, aggregation="only_first_replica", name="weight_decay"
+    def set_decay(self, name: str, rate: float | None) -> None:
+        """Sets a decay, from the next update on where there was one already."""
+        if name in self.decays:
+            self.decays[name].assign(rate or 0.0)
+        elif rate is not None:
+            self.stale = True
+            self.decays[name] = keras.Variable(
+                rate, dtype="float32", trainable=False, aggregation="only_first_replica", name=name
             )
-            return True
-        self.decay.assign(rate)
-        return False
 
-    def read_decay(self) -> float | None:
-        return None if self.decay is None else float(keras.ops.convert_to_numpy(self.decay))
+    def read_decays(self) -> dict[str, float]:
+        return {name: float(keras.ops.convert_to_numpy(decay)) for name, decay in self.decays.items()}
 
-    def __getitem__(self, key: Any) -> Rule:
-        return self._by_key[key][1] if key in self._by_key else Rule()
+    def __getitem__(self, variable: Any) -> Rule:
+        """Returns the rule of a variable, given as Keras's or as TensorFlow's."""
+        key = self._key(variable)
+        return self._held[key][1] if key in self._held else Rule()
 
-    def put(self, key: Any, path: str, rule: Rule) -> None:
-        self._by_key[key] = (path, rule)
+    def put(self, variable: keras.Variable, rule: Rule) -> None:
+        self.stale |= self[variable] != rule
+        self._held[self._key(variable)] = (variable, rule)
 
-    def adopt(self, keys: list[Any], variables: list[keras.Variable]) -> None:
+    def settle(self, variables: list[keras.Variable], default: Callable[[keras.Variable], Rule]) -> None:
+        """Gives every weight that a model could train a rule: its own, a file's or the default one."""
+        self.adopt(variables)
+        for variable in variables:
+            if self._key(variable) not in self._held:
+                self.put(variable, default(variable))
+        order = {self._key(variable): None for variable in variables}
+        self._held = {key: self._held[key] for key in order | self._held}
+
+    def adopt(self, variables: list[keras.Variable]) -> None:
         """Gives variables that are new here the rules that a file holds for them.
 
         A path may have lost or gained the root model's name on the way through the file,
         and layers in different nested models may share one: those come in their order.
         """
-        for key, variable in zip(keys, variables, strict=True):
-            waiting = self._loaded.get(_end(variable.path), ())
+        for variable in variables:
+            waiting = self._waiting.get(_end(variable.path), [])
             fitting = [each for each in waiting if _is_same_place(each[0], variable.path)]
-            if key not in self._by_key and fitting:
-                self.put(key, variable.path, fitting[0][1])
-                if len(fitting) > 1:
-                    waiting.remove(fitting[0])
+            if self._key(variable) not in self._held and fitting:
+                self._held[self._key(variable)] = (variable, fitting[0][1])
+                waiting.remove(fitting[0])
 
-    def write(self, trained: list[Any]) -> list[list[Any]]:
-        """Returns the rules for a config: path, factor, decays; of trained variables first."""
-        first = [key for key in trained if key in self._by_key]
-        known = [self._by_key[key] for key in dict.fromkeys([*first, *self._by_key])]
-        seen = {path for path, _ in known}
-        waiting = [each for rules in self._loaded.values() for each in rules if each[0] not in seen]
-        return [[path, *rule] for path, rule in [*known, *waiting]]
+    def write(self, trained: list[keras.Variable]) -> list[list[Any]]:
+        """Returns the rules for a config: path, factor, decays.
+
+        Those of trained variables come first, in the order in which an optimizer that is
+        made from the config will be told of them.
+        """
+        known = [variable for variable, _ in self._held.values()]
+        first = {self._key(variable) for variable in (trained or known) if variable.trainable}
+        order = [self._key(variable) for variable in [*trained, *known]]
+        keys = [key for key in dict.fromkeys(order) if key in self._held]
+        keys.sort(key=lambda key: key not in first)
+        held = [(self._held[key][0].path, self._held[key][1]) for key in keys]
+        waiting = [each for rules in self._waiting.values() for each in rules]
+        return [[path, *rule] for path, rule in [*held, *waiting]]
 
     def read(self, rows: list[list[Any]]) -> None:
         for path, factor, decays in rows:
-            self._loaded.setdefault(_end(path), []).append((path, Rule(factor, decays)))
+            self._waiting.setdefault(_end(path), []).append((path, Rule(factor, decays)))
+        self.stale = False  # nothing has been traced yet
 
     def save_own_variables(self, store: Any) -> None:
-        if self.decay is not None:
-            store["weight_decay"] = np.float64(self.read_decay())
+        for name, rate in self.read_decays().items():
+            store[name] = np.float64(rate)
 
     def load_own_variables(self, store: Any) -> None:
-        if "weight_decay" in store.keys():  # noqa: SIM118
-            self.set_decay(float(store["weight_decay"][()]))
+        for name in store.keys():  # noqa: SIM118
+            self.set_decay(name, float(store[name][()]))
 
     def _obj_type(self) -> str:
         return "Operation"
@@ -109,6 +139,19 @@ def _is_same_place(first: str, second: str) -> bool:
     return long.endswith(short)
 
 
+def _decay(name: str) -> property:
+    """Returns a decay of Keras's as one that lives in the rules and may be assigned at any time."""
+
+    def read(self: "PerVariable") -> Any:
+        decay = self.rules.decays.get(name)
+        return decay if decay is None or self._scale == 1.0 else decay * self._scale
+
+    def write(self: "PerVariable", rate: float | None) -> None:
+        self.rules.set_decay(name, rate)
+
+    return property(read, write, doc="The decay: None, or a variable; None turns it off.")
+
+
 class PerVariable:
     """What `tailor` adds to an optimizer's class.
 
@@ -118,28 +161,26 @@ class PerVariable:
 
     rules: Rules
     _scale = 1.0
-
-    @property
-    def weight_decay(self) -> Any:
-        """The decay: None, or a variable that may be assigned at any time."""
-        if self.rules.decay is None or self._scale == 1.0:
-            return self.rules.decay
-        return self.rules.decay * self._scale
-
-    @weight_decay.setter
-    def weight_decay(self, rate: float) -> None:
-        self.rules.set_decay(rate)
+    weight_decay = _decay("weight_decay")
 
     def build(self, variables: list[keras.Variable]) -> None:
         super().build(variables)
-        self.rules.adopt([self._var_key(variable) for variable in variables], variables)
+        self.rules.adopt(variables)
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
-        factor = self.rules[self._var_key(variable)].factor
+        factor = self.rules[variable].factor
         super().update_step(gradient, variable, learning_rate if factor == 1.0 else learning_rate * factor)
 
+    def settle(self, variables: list[keras.Variable]) -> None:
+        """Gives every weight that a model could train a rule; what Keras excludes does not decay."""
+        self.rules.settle(variables, lambda each: Rule(decays=self.allows_decay(each)))
+
+    def allows_decay(self, variable: Any) -> bool:
+        """Tells whether Keras's own exclusions leave the decay to a variable."""
+        return super()._use_weight_decay(variable)
+
     def _use_weight_decay(self, variable: Any) -> bool:
-        return super()._use_weight_decay(variable) and self.rules[self._var_key(variable)].decays
+        return self.allows_decay(variable) and self.rules[variable].decays
 
     def _apply_weight_decay(self, variables: list[keras.Variable]) -> None:
         for factor, group in self._by_factor(variables):
@@ -152,15 +193,12 @@ class PerVariable:
     def _by_factor(self, variables: list[keras.Variable]) -> Iterator[tuple[float, list[keras.Variable]]]:
         groups = collections.defaultdict(list)
         for variable in variables:
-            groups[self.rules[self._var_key(variable)].factor].append(variable)
+            groups[self.rules[variable].factor].append(variable)
         yield from groups.items()
 
     def get_config(self) -> dict[str, Any]:
-        trained = [self._var_key(variable) for variable in self._trainable_variables]
-        return super().get_config() | {
-            "weight_decay": self.rules.read_decay(),
-            "rules": self.rules.write(trained),
-        }
+        rows = self.rules.write(self._trainable_variables)
+        return {**super().get_config(), **self.rules.read_decays(), "rules": rows}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: dict | None = None) -> "PerVariable":
@@ -174,8 +212,25 @@ class PerVariable:
 @functools.cache
 def tailored_class(kind: type[keras.optimizers.Optimizer]) -> type:
     """Returns the class with rules for a class of optimizers, registered for loading."""
-    made = type(f"PerVariable{kind.__name__}", (PerVariable, kind), {"kind": kind, "__module__": __name__})
+    arguments = inspect.signature(kind).parameters
+    decays = {name: _decay(name) for name in DECAYS if name in arguments}
+    attributes = {"kind": kind, "__module__": __name__, **decays}
+    made = type(f"PerVariable{kind.__name__}", (PerVariable, kind), attributes)
     return keras.saving.register_keras_serializable("tfkit")(made)
+
+
+@keras.saving.register_keras_serializable("tfkit")
+class TailoredLossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
+    """Keras's, but `weight_decay` is that of the optimizer inside, as `learning_rate` is."""
+
+    @property
+    def weight_decay(self) -> Any:
+        return self.inner_optimizer.weight_decay
+
+    @weight_decay.setter
+    def weight_decay(self, rate: float | None) -> None:
+        if hasattr(self, "inner_optimizer"):  # Keras sets None before there is one
+            self.inner_optimizer.weight_decay = rate
 
 
 def tailor(optimizer: keras.optimizers.Optimizer) -> PerVariable:
@@ -187,34 +242,45 @@ def tailor(optimizer: keras.optimizers.Optimizer) -> PerVariable:
     Raises:
         ArgumentError: If it consists of several optimizers.
     """
+    outer, optimizer = optimizer, getattr(optimizer, "inner_optimizer", optimizer)
     if hasattr(optimizer, "optimizers"):
         raise ArgumentError(
             "One optimizer must train the model; rules by variable make several unnecessary. "
             f"Received: optimizer={type(optimizer).__name__} of {len(optimizer.optimizers)} optimizers."
         )
-    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
     if not isinstance(optimizer, PerVariable):
         with optimizer._distribution_strategy.scope():
-            rules = Rules(optimizer.weight_decay)
+            rules = Rules(optimizer)
         optimizer.__class__ = tailored_class(type(optimizer))
         with DotNotTrackScope():
             optimizer.rules = rules
+    if type(outer) is keras.optimizers.LossScaleOptimizer:
+        outer.__class__ = TailoredLossScaleOptimizer
     return optimizer
 
 
-for _kind in (
-    keras.optimizers.SGD,
-    keras.optimizers.RMSprop,
-    keras.optimizers.Adam,
-    keras.optimizers.AdamW,
-    keras.optimizers.Adadelta,
-    keras.optimizers.Adagrad,
-    keras.optimizers.Adamax,
-    keras.optimizers.Adafactor,
-    keras.optimizers.Nadam,
-    keras.optimizers.Ftrl,
-    keras.optimizers.Lion,
-    keras.optimizers.Lamb,
-    keras.optimizers.Muon,
-):
-    tailored_class(_kind)  # so that a file which holds one can be loaded
+def part_for(optimizer: keras.optimizers.Optimizer, variable: keras.Variable) -> keras.optimizers.Optimizer:
+    """Returns the one among an optimizer and those inside it that moves a weight."""
+    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
+    return optimizer._optimizer_map(variable) if hasattr(optimizer, "optimizers") else optimizer
+
+
+def read_rule(optimizer: keras.optimizers.Optimizer, variable: keras.Variable) -> tuple[float, float]:
+    """Returns a weight's multiplier and decay under an optimizer of any kind."""
+    part = part_for(optimizer, variable)
+    with_adam = hasattr(part, "_should_use_adamw") and part._should_use_adamw(variable)
+    decay = getattr(part, "adam_weight_decay" if with_adam else "weight_decay")
+    if decay is None or not part._use_weight_decay(variable):
+        decay = 0.0
+    rule = part.rules[variable] if isinstance(part, PerVariable) else Rule()
+    return rule.factor, float(decay)
+
+
+for _kind in vars(keras.optimizers).values():  # so that a file which holds one can be loaded
+    wrapping = (
+        keras.optimizers.Optimizer,
+        keras.optimizers.LossScaleOptimizer,
+        keras.optimizers.MultiOptimizer,
+    )
+    if isinstance(_kind, type) and issubclass(_kind, keras.optimizers.Optimizer) and _kind not in wrapping:
+        tailored_class(_kind)

@@ -5,7 +5,9 @@ the model's own weights files: `BackupAndRestore` and `ModelCheckpoint` carry th
 knowing, and Keras alone passes them by when it loads such a file.
 """
 
+import collections
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -25,13 +27,17 @@ class ResumableCallback(keras.callbacks.Callback):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.restored = False
-        self._begun = False
+        self.begin_run()
 
     @property
     def companions(self) -> "list[ResumableCallback]":
         """The callbacks of this kind in the fit under way, this one included."""
-        return [seat.callback for seat in _Passengers.of(self.model).seats]
+        return _Passengers.of(self.model).callbacks
+
+    def begin_run(self) -> None:
+        """Forgets the run before; called before a fit and after it."""
+        self.restored = False
+        self._begun = False
 
     def read_state(self) -> dict[str, float]:
         """Returns what the callback must know to go on."""
@@ -43,10 +49,11 @@ class ResumableCallback(keras.callbacks.Callback):
 
     def set_model(self, model: keras.Model) -> None:
         super().set_model(model)
-        self.restored = self._begun = False
+        self.begin_run()
         _Passengers.of(model).board(self)
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        _Passengers.of(self.model).board(self)  # for a CallbackList that serves a second fit
         training.require_current_training(self.model)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -54,8 +61,10 @@ class ResumableCallback(keras.callbacks.Callback):
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         _Passengers.of(self.model).leave(self)
+        self.begin_run()
 
-    def _restore(self, state: dict[str, float]) -> None:
+    def restore(self, state: dict[str, float]) -> None:
+        """Takes back a state that came with weights, unless the fit has begun already."""
         if not self._begun:
             self.restored = True
             self.write_state(state)
@@ -72,7 +81,7 @@ class _Passengers(KerasSaveable):
 
     def __init__(self) -> None:
         self._fit: Any = lambda: None
-        self.seats: list[_Seat] = []
+        self.callbacks: list[ResumableCallback] = []
 
     @classmethod
     def of(cls, model: keras.Model) -> "_Passengers":
@@ -82,36 +91,37 @@ class _Passengers(KerasSaveable):
         fit = getattr(model, "history", None)  # a new object for every fit
         if fit is not None and passengers._fit() is not fit:
             passengers._fit = weakref.ref(fit)
-            passengers.seats = []  # left over from a fit that was interrupted
+            passengers.callbacks = []  # left over from a fit that was interrupted
         return passengers
 
     def board(self, callback: ResumableCallback) -> None:
-        self.leave(callback)
-        kind = type(callback).__name__
-        number = sum(seat.name.startswith(f"{kind}_") for seat in self.seats)
-        self.seats.append(_Seat(f"{kind}_{number}", callback))
+        if not any(each is callback for each in self.callbacks):
+            self.callbacks.append(callback)
 
     def leave(self, callback: ResumableCallback) -> None:
-        self.seats = [seat for seat in self.seats if seat.callback is not callback]
+        self.callbacks = [each for each in self.callbacks if each is not callback]
 
-    def _obj_type(self) -> str:
-        return "Operation"
-
-
-class _Seat(KerasSaveable):
-    """One callback's state in a weights file."""
-
-    def __init__(self, name: str, callback: ResumableCallback):
-        self.name = name
-        self.callback = callback
+    def _named(self) -> Iterator[tuple[str, ResumableCallback]]:
+        """Yields each callback under its kind and its number among those of the kind."""
+        seen: collections.Counter[str] = collections.Counter()
+        for callback in self.callbacks:
+            kind = type(callback).__name__
+            yield f"{kind}_{seen[kind]}", callback
+            seen[kind] += 1
 
     def save_own_variables(self, store: Any) -> None:
-        for name, value in self.callback.read_state().items():
-            store[name] = np.float64(value)
+        for owner, callback in self._named():
+            for name, value in callback.read_state().items():
+                store[f"{owner}.{name}"] = np.float64(value)
 
     def load_own_variables(self, store: Any) -> None:
-        if state := {name: float(store[name][()]) for name in store.keys()}:  # noqa: SIM118
-            self.callback._restore(state)
+        states: dict[str, dict[str, float]] = collections.defaultdict(dict)
+        for key in store.keys():  # noqa: SIM118
+            owner, _, name = key.partition(".")
+            states[owner][name] = float(store[key][()])
+        for owner, callback in self._named():
+            if owner in states:
+                callback.restore(states[owner])
 
     def _obj_type(self) -> str:
         return "Operation"

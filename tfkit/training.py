@@ -4,15 +4,19 @@ Keras fixes both when training begins and tells nobody. Here they can be brought
 date, checked before a run, and put back as they were.
 """
 
+import contextlib
 import inspect
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import keras
 import numpy as np
 from keras.src.utils.tracking import DotNotTrackScope
 
+from tfkit import graph
 from tfkit.errors import ArgumentError
+from tfkit.per_variable import PerVariable, tailor
 
 
 def refresh_training(model: keras.Model) -> None:
@@ -22,10 +26,38 @@ def refresh_training(model: keras.Model) -> None:
     """
     if not model.compiled:
         return
+    settle_rules(model)
     if model.optimizer is not None and model.optimizer.built:
         rebind_optimizer(model.optimizer, model.trainable_variables)
     if model.train_function is not None:
         model.make_train_function(force=True)
+    if model.test_function is not None:  # penalties of what trains are part of its loss
+        model.make_test_function(force=True)
+
+
+def settle_rules(model: keras.Model) -> None:
+    """Gives every weight of a model whose optimizer has rules the rule that a file holds for it.
+
+    The optimizer alone knows only what trains; what is frozen may have rules as well.
+    """
+    optimizer = getattr(model, "optimizer", None) if model.compiled else None
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    if isinstance(inner, PerVariable):
+        inner.settle([variable for _, variable in graph.learnable(model)])
+
+
+@contextlib.contextmanager
+def changing_rules(model: keras.Model) -> Iterator[tuple[PerVariable, list[keras.Variable]]]:
+    """Gives the optimizer that follows rules, and all weights that could train, to change the rules.
+
+    A train step that follows other rules is traced anew in the end.
+    """
+    optimizer = tailor(model.optimizer)
+    settle_rules(model)
+    yield optimizer, [variable for _, variable in graph.learnable(model)]
+    if optimizer.rules.stale:
+        refresh_training(model)
+        optimizer.rules.stale = False
 
 
 # For each model the train step that was checked last, and the ids of the variables it trains.

@@ -134,7 +134,6 @@ def test_reaches_the_loss_of_a_model_that_has_trained():
     assert after - before == pytest.approx(by_numpy(model.get_weights()[::2], l2=1.0), rel=1e-4)
 
 
-@pytest.mark.xfail(strict=True, reason="the traced test step stays, without the penalty")
 @pytest.mark.parametrize("how", ["validation", "evaluate"])
 def test_reaches_the_validation_loss_of_a_model_that_has_trained(how):
     model = net(rate=0.0)
@@ -149,7 +148,6 @@ def test_reaches_the_validation_loss_of_a_model_that_has_trained(how):
     assert measure() - before == pytest.approx(by_numpy(model.get_weights()[::2], l2=1.0), rel=1e-4)
 
 
-@pytest.mark.xfail(strict=True, reason="the traced test step stays, with the penalty of what is frozen since")
 def test_a_layer_that_is_frozen_after_training_leaves_the_validation_loss():
     model = tfkit.add_weight_penalty(net(rate=0.0), l2=1.0)
     before = model.evaluate(X, Y, verbose=0)
@@ -196,14 +194,7 @@ ATTENTION = {
 }
 
 
-EVERY = [
-    *LAYERS,
-    "MultiHeadAttention",
-    pytest.param(
-        "GroupQueryAttention",
-        marks=pytest.mark.xfail(strict=True, reason="its argument has no underscore before its name"),
-    ),
-]
+EVERY = [*LAYERS, *ATTENTION]
 
 
 def around(name, **options):
@@ -241,7 +232,6 @@ def test_comes_back_with_the_model(name, tmp_path):
     assert penalty(loaded) == pytest.approx(penalty(model), rel=1e-6)
 
 
-@pytest.mark.xfail(strict=True, reason="an attention has one argument for the kernels of all its projections")
 @pytest.mark.filterwarnings("error:The penalty")
 @pytest.mark.parametrize("part", ["one/query", "one/attention_output"])
 def test_on_a_part_of_an_attention_comes_back_as_it_was_or_warns(part, tmp_path):
@@ -335,7 +325,6 @@ def test_a_factor_that_is_none(name, value):
         tfkit.add_weight_penalty(net(), **{name: value})
 
 
-@pytest.mark.xfail(strict=True, reason="the check of rates was written for learning rates")
 def test_a_refused_factor_is_not_called_a_learning_rate():
     with pytest.raises(tfkit.ArgumentError, match=r"Received: l1=-1\.") as refusal:
         tfkit.add_weight_penalty(net(), l1=-1)

@@ -60,14 +60,7 @@ def at(make, factor):
     return make.func(RATE * factor, *make.args[1:], **make.keywords)
 
 
-MUON = pytest.mark.xfail(
-    strict=True, reason="the decay of weights that Muon leaves to Adam is one of its own"
-)
-
-
-@pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=MUON) if kind == "Muon" else kind for kind in SCALED]
-)
+@pytest.mark.parametrize("kind", SCALED)
 def test_a_layer_goes_as_under_an_optimizer_of_its_rate(kind):
     mine, slow = net(SCALED[kind]()), net(at(SCALED[kind], 0.25))
     tfkit.set_learning_rate_multipliers(mine, {"d1": 0.25})
@@ -100,7 +93,6 @@ def test_its_decay_is_that_of_its_rate_too(kind):
     expect_equal(values(mine, "d1"), values(slow, "d1"))
 
 
-@MUON
 def test_so_it_is_for_weights_that_muon_leaves_to_adam():
     model = net(optimizers.Muon(RATE, adam_weight_decay=0.5, exclude_layers=["head"]))
     tfkit.set_learning_rate_multipliers(model, {"head": 0.25})
@@ -334,7 +326,6 @@ def test_the_table_looks_inside_a_loss_scale(scaled):
     assert tfkit.training_table(model).weight_decay.tolist() == [0.5] * 6
 
 
-@pytest.mark.xfail(strict=True, reason="only the outer one is asked")
 def test_the_table_looks_inside_several_optimizers():
     parts = optimizers.SGD(RATE, weight_decay=0.5), optimizers.SGD(RATE, weight_decay=0.25)
     several = optimizers.MultiOptimizer(optimizers.OptimizerMap(parts[0], {".*head.*": parts[1]}))

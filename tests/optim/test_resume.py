@@ -215,10 +215,7 @@ def expect_same(trace, after, done):
 @pytest.mark.filterwarnings("ignore:Learning rate reduction is conditioned")
 @pytest.mark.parametrize("order", ["first", "last"])
 @pytest.mark.parametrize("name", DRIVEN)
-def test_a_fit_that_died_in_any_epoch_ends_as_one_that_did_not(name, order, whole, request):
-    if (name, order) == ("epoch curve, then plateau", "first"):
-        reason = "a judgement that was caught up does not reach the rate of the epoch that begins"
-        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
+def test_a_fit_that_died_in_any_epoch_ends_as_one_that_did_not(name, order, whole):
     root, trace = whole(name)
     for epoch in range(1, EPOCHS) if name in THOROUGH else (2, 5):
         expect_same(trace, resumed(DRIVEN[name], root, order, epoch), epoch * BATCHES)
@@ -261,10 +258,7 @@ BY_ACCURACY = Fitted(
 
 
 @pytest.mark.parametrize("order", ["first", "last"])
-def test_a_metric_whose_direction_keras_knows_only_once_it_is_built(order, tmp_path, request):
-    if order == "first":
-        reason = "the epoch that is caught up is judged before the metrics are built"
-        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
+def test_a_metric_whose_direction_keras_knows_only_once_it_is_built(order, tmp_path):
     trace = interrupted(BY_ACCURACY, tmp_path, [(3, 0)])
     expect_same(trace, resumed(BY_ACCURACY, tmp_path, order, 3), 3 * BATCHES)
 

@@ -28,9 +28,14 @@ def _number(name: str, value: object) -> float:
 
 def require_rate(name: str, value: object) -> float:
     """Returns a learning rate of at least 0, or raises ArgumentError."""
+    return require_nonnegative(name, value, "a learning rate of ")
+
+
+def require_nonnegative(name: str, value: object, kind: str = "") -> float:
+    """Returns a number of at least 0, or raises ArgumentError."""
     number = _number(name, value)
     if number < 0:
-        raise ArgumentError(f"`{name}` must be a learning rate of at least 0. Received: {name}={value!r}.")
+        raise ArgumentError(f"`{name}` must be {kind}at least 0. Received: {name}={value!r}.")
     return number
 
 

@@ -15,6 +15,7 @@ import weakref
 from typing import Any, Literal
 
 import keras
+import numpy as np
 
 from tfkit.errors import ArgumentError
 from tfkit.optim import curves
@@ -26,13 +27,10 @@ from tfkit.resume import ResumableCallback
 class _RateCallback(ResumableCallback):
     """A callback that counts the updates of a run."""
 
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
+    def begin_run(self) -> None:
+        super().begin_run()
         self._origin: int | None = None  # the optimizer's count at the run's first update
-
-    def set_model(self, model: keras.Model) -> None:
-        super().set_model(model)
-        self._origin = None
+        self._count: int | None = None  # its count when this callback looked last
         self._epoch = -1  # the epoch under way
         self._epoch_step = 0  # updates before it
 
@@ -42,7 +40,7 @@ class _RateCallback(ResumableCallback):
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         super().on_epoch_begin(epoch, logs)
-        count = count_updates(self.model.optimizer)
+        count = self._look()
         if self._origin is None:
             self._origin = count
             if epoch > 0:  # begun elsewhere, by a run that left no state
@@ -53,10 +51,18 @@ class _RateCallback(ResumableCallback):
             self._origin = count - self._epoch_step
         self._epoch, self._epoch_step = epoch, count - self._origin
 
+    def _look(self) -> int:
+        """Returns the optimizer's count; weights that were loaded amid a run may have lowered it."""
+        count = count_updates(self.model.optimizer)
+        if self._count is not None and count < self._count:
+            self._origin -= self._count - count  # the run goes on from where it stood
+        self._count = count
+        return count
+
     @property
     def _step(self) -> int:
         """Updates since the run began."""
-        return count_updates(self.model.optimizer) - (self._origin or 0)
+        return self._look() - (self._origin or 0)
 
     def read_state(self) -> dict[str, float]:
         if self._origin is None:
@@ -102,7 +108,10 @@ class LearningRateCurve(_RateCallback):
         if unit not in ("step", "epoch"):
             raise ArgumentError(f"`unit` must be 'step' or 'epoch'. Received: unit={unit!r}.")
         self.unit = unit
-        self._base = 0.0  # what the curve said last
+
+    def begin_run(self) -> None:
+        super().begin_run()
+        self._base: float | None = None  # what the curve said last
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         super().on_train_begin(logs)
@@ -126,18 +135,21 @@ class LearningRateCurve(_RateCallback):
     def _follow(self, place: int) -> None:
         given = self.curve(place)
         try:
-            self._base = float(given)  # a Keras schedule returns a tensor
+            rate = float(given)  # a Keras schedule returns a tensor
         except (TypeError, ValueError):
-            self._base = math.nan
-        if not 0 <= self._base < math.inf:
+            rate = math.nan
+        if not 0 <= rate < math.inf:
             raise ArgumentError(
                 "A curve must return a finite learning rate of at least 0. "
                 f"Received: {given!r} at {self.unit} {place}."
             )
+        self._base = rate
         self.apply()
 
     def apply(self) -> None:
         """Sets the rate: what the curve said last, as the plateaus of this fit shape it."""
+        if self._base is None:
+            return
         rate = self._base
         for each in self.companions:
             if isinstance(each, ReduceLROnPlateau):
@@ -254,6 +266,11 @@ class ReduceLROnPlateau(_RateCallback, keras.callbacks.ReduceLROnPlateau):
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         super().on_train_begin(logs)  # of the base alone: Keras's forgets what was restored
+        if sum(each.warmup_steps > 0 for each in self._plateaus) > 1:
+            raise ArgumentError(
+                "Only one plateau of a fit may have a warmup, for there is one rate to raise. Received: "
+                f"warmup_steps={[each.warmup_steps for each in self._plateaus]!r}. Leave it to one of them."
+            )
         if self.restored:
             return
         self._reset()
@@ -268,11 +285,13 @@ class ReduceLROnPlateau(_RateCallback, keras.callbacks.ReduceLROnPlateau):
         super().on_epoch_begin(epoch, logs)
         if missed is not None:
             self.on_epoch_end(epoch - 1, {self.monitor: missed})
+            if curve := self._curve:
+                curve.apply()
         self._missed = None
         self._train_logs = self._test_logs = {}
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        if not self._is_rising():
+        if not self.warmup_steps or not self._is_rising():
             return
         if curve := self._curve:
             curve.apply()
@@ -301,10 +320,14 @@ class ReduceLROnPlateau(_RateCallback, keras.callbacks.ReduceLROnPlateau):
     def _curve(self) -> LearningRateCurve | None:
         return next((each for each in self.companions if isinstance(each, LearningRateCurve)), None)
 
+    @property
+    def _plateaus(self) -> "list[ReduceLROnPlateau]":
+        return [each for each in self.companions if isinstance(each, ReduceLROnPlateau)]
+
     def _is_rising(self) -> bool:
-        """Tells whether the rate is still the warmup's; ends the warmup when it is over."""
+        """Tells whether the rate is still a warmup's; ends the warmup when it is over."""
         optimizer = self.model.optimizer
-        if self._step < self.warmup_steps:
+        if self._step < max(each.warmup_steps for each in self._plateaus):
             return True
         if optimizer in _RISING:  # the last update of the rise was just below the peak
             del _RISING[optimizer]
@@ -316,7 +339,7 @@ class ReduceLROnPlateau(_RateCallback, keras.callbacks.ReduceLROnPlateau):
 
     def _reduce_optimizer_lr(self, optimizer: keras.optimizers.Optimizer, epoch: int, name: str = "") -> bool:
         before = read_rate(optimizer)
-        if not self._curve or before <= self.min_lr:
+        if not self._curve or before <= np.float32(self.min_lr):
             return super()._reduce_optimizer_lr(optimizer, epoch, name)
         self._scale *= self.factor
         if self.verbose > 0:
@@ -345,6 +368,10 @@ class ReduceLROnPlateau(_RateCallback, keras.callbacks.ReduceLROnPlateau):
             )
             if name in inside:
                 state["missed"] = float(inside[name])
+                if self.monitor_op is None:
+                    self._set_monitor_op()
+        if self.monitor_op is not None:
+            state["upwards"] = self.monitor_op is keras.ops.greater
         return state
 
     def write_state(self, state: dict[str, float]) -> None:
@@ -354,6 +381,10 @@ class ReduceLROnPlateau(_RateCallback, keras.callbacks.ReduceLROnPlateau):
         self.wait, self.cooldown_counter = int(state["wait"]), int(state["cooldown"])
         self._scale, self._peak = state["scale"], state["peak"]
         self._missed = state.get("missed")
+        if "upwards" in state and self.monitor_op is None:  # Keras finds out only once metrics are built
+            given, self.mode = self.mode, "max" if state["upwards"] else "min"
+            self._set_monitor_op()
+            self.mode = given
         if state["rising"]:
             _RISING[self.model.optimizer] = (self._peak, math.nan)
 

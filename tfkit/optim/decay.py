@@ -1,16 +1,18 @@
 """Weight decay, and L1 and L2 penalties, on models that exist already."""
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import keras
 
 from tfkit import graph, per_variable
 from tfkit.errors import ArgumentError
-from tfkit.optim.arguments import require_rate
+from tfkit.optim.arguments import require_nonnegative
 from tfkit.select import Pattern, select_layers
-from tfkit.training import refresh_training
+from tfkit.training import changing_rules, refresh_training
+
+ATTENTIONS = (keras.layers.MultiHeadAttention, keras.layers.GroupQueryAttention)
 
 
 def set_weight_decay(
@@ -59,19 +61,17 @@ def set_weight_decay(
     Source: Loshchilov and Hutter, Decoupled Weight Decay Regularization (2019), algorithm
     2, scaled by the rate as in Keras; what is left out, timm's `no_weight_decay`.
     """
-    rate = require_rate("rate", rate)
+    rate = require_nonnegative("rate", rate)
     graph.require_compiled(model)
     spared = {id(variable) for variable in select_layers(model, exclude).variables}
-    optimizer = per_variable.tailor(model.optimizer)
-    changed = optimizer.rules.set_decay(rate)
-    for _, variable in learnable(model):
-        key = optimizer._var_key(variable)
-        decays = id(variable) not in spared and (one_dimensional or _is_matrix(variable))
-        rule = optimizer.rules[key]
-        optimizer.rules.put(key, variable.path, rule._replace(decays=decays))
-        changed |= rule.decays != decays
-    if changed:
-        refresh_training(model)
+    with changing_rules(model) as (optimizer, variables):
+        for name in per_variable.DECAYS:
+            if name == "weight_decay" or hasattr(optimizer, name):
+                optimizer.rules.set_decay(name, rate)
+        for variable in variables:
+            decays = id(variable) not in spared and (one_dimensional or _is_matrix(variable))
+            decays &= optimizer.allows_decay(variable)
+            optimizer.rules.put(variable, optimizer.rules[variable]._replace(decays=decays))
     return model
 
 
@@ -109,13 +109,13 @@ def add_weight_penalty(
 
     Source: keras-team/keras#12053; Goodfellow et al., Deep Learning (2016), section 7.1.
     """
-    l1, l2 = require_rate("l1", l1), require_rate("l2", l2)
+    l1, l2 = require_nonnegative("l1", l1), require_nonnegative("l2", l2)
     if l1 == l2 == 0:
         raise ArgumentError(f"A penalty must have `l1` or `l2` above 0. Received: l1={l1!r}, l2={l2!r}.")
     chosen = {id(variable) for variable in select_layers(model, layers).variables}
     targets = [
         (node, variable)
-        for node, variable in learnable(model)
+        for node, variable in graph.learnable(model)
         if id(variable) in chosen and _is_matrix(variable)
     ]
     if not targets:
@@ -130,12 +130,8 @@ def add_weight_penalty(
         if not _write_argument(node.layer, variable, penalty):
             unsaved.append(f"{node.path}/{variable.name}")
     for node in graph.descend(graph.walk(model)):
-        if isinstance(node.layer, keras.layers.MultiHeadAttention | keras.layers.GroupQueryAttention):
-            inside = {id(v): v for child in graph.descend(node.children) for v in child.layer.weights}
-            node.layer._kernel_regularizer = next(
-                (v.regularizer for key, v in inside.items() if key in chosen and v.regularizer),
-                node.layer._kernel_regularizer,
-            )
+        if isinstance(node.layer, ATTENTIONS):
+            unsaved += _write_attention(node, chosen)
     if unsaved:
         warnings.warn(
             f"The penalty on {', '.join(unsaved)} will not be saved with the model, "
@@ -144,16 +140,6 @@ def add_weight_penalty(
         )
     refresh_training(model)
     return model
-
-
-def learnable(model: keras.Model) -> Iterator[tuple[graph.Node, keras.Variable]]:
-    """Yields each weight that training could move, once, with the node that owns it."""
-    seen: set[int] = set()
-    for node in graph.descend(graph.walk(graph.require_model(model))):
-        for variable in graph.learnable_variables(node.layer):
-            if id(variable) not in seen:
-                seen.add(id(variable))
-                yield node, variable
 
 
 def _is_matrix(variable: keras.Variable) -> bool:
@@ -174,9 +160,34 @@ def _sum(node: graph.Node, variable: keras.Variable, l1: float, l2: float) -> ke
             f"Received: {node.path}/{variable.name} with {type(own).__name__}. "
             "Leave the layer out: layers=['*', '!" + node.path + "']."
         )
-    return keras.regularizers.L1L2(
-        l1=l1 + float(getattr(own, "l1", 0.0)), l2=l2 + float(getattr(own, "l2", 0.0))
-    )
+    own_l1, own_l2 = _factors(variable)
+    return keras.regularizers.L1L2(l1=l1 + own_l1, l2=l2 + own_l2)
+
+
+def _write_attention(attention: graph.Node, chosen: set[int]) -> list[str]:
+    """Puts a penalty where an attention's config takes it from: one argument for all its kernels.
+
+    Returns the paths of the chosen kernels if they are not all under one penalty.
+    """
+    kernels = {
+        f"{node.path}/{variable.name}": variable
+        for node in graph.descend(attention.children)
+        for variable in graph.own_variables(node.layer)
+        if _is_matrix(variable)
+    }
+    touched = [path for path, variable in kernels.items() if id(variable) in chosen]
+    if touched and len({_factors(variable) for variable in kernels.values()}) > 1:
+        return touched
+    if touched:
+        private = hasattr(attention.layer, "_kernel_regularizer")  # in one of the two classes
+        name = "_kernel_regularizer" if private else "kernel_regularizer"
+        setattr(attention.layer, name, kernels[touched[0]].regularizer)
+    return []
+
+
+def _factors(variable: keras.Variable) -> tuple[float, float]:
+    own = variable.regularizer
+    return float(getattr(own, "l1", 0.0)), float(getattr(own, "l2", 0.0))
 
 
 def _write_argument(layer: keras.Layer, variable: keras.Variable, penalty: keras.Regularizer) -> bool:

@@ -8,9 +8,8 @@ import keras
 from tfkit import graph, per_variable
 from tfkit.errors import ArgumentError, ArgumentTypeError
 from tfkit.optim.arguments import require_positive
-from tfkit.optim.decay import learnable
 from tfkit.select import Pattern, select_layers
-from tfkit.training import refresh_training
+from tfkit.training import changing_rules, settle_rules
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -70,16 +69,10 @@ def set_learning_rate_multipliers(model: keras.Model, multipliers: Mapping[Patte
                 "Let them train first with tfkit.configure_base_model, or leave the pattern out."
             )
         factors |= dict.fromkeys(matched, factor)
-    optimizer = per_variable.tailor(model.optimizer)
-    changed = False
-    for _, variable in learnable(model):
-        key = optimizer._var_key(variable)
-        rule = optimizer.rules[key]
-        factor = factors.get(id(variable), 1.0)
-        optimizer.rules.put(key, variable.path, rule._replace(factor=factor))
-        changed |= rule.factor != factor
-    if changed:
-        refresh_training(model)
+    with changing_rules(model) as (optimizer, variables):
+        for variable in variables:
+            rule = optimizer.rules[variable]._replace(factor=factors.get(id(variable), 1.0))
+            optimizer.rules.put(variable, rule)
     return model
 
 
@@ -108,9 +101,11 @@ def training_table(model: keras.Model) -> "pd.DataFrame":
     """
     import pandas as pd
 
+    settle_rules(graph.require_model(model))
+    optimizer = model.optimizer if model.compiled else None
     rows = []
-    for node, variable in learnable(model):
-        factor, decay = _rule(model, variable)
+    for node, variable in graph.learnable(model):
+        factor, decay = per_variable.read_rule(optimizer, variable) if optimizer else (1.0, 0.0)
         rows.append(
             {
                 "path": node.path,
@@ -124,16 +119,3 @@ def training_table(model: keras.Model) -> "pd.DataFrame":
             }
         )
     return pd.DataFrame(rows, columns=COLUMNS)
-
-
-def _rule(model: keras.Model, variable: keras.Variable) -> tuple[float, float]:
-    """Returns a weight's multiplier and decay."""
-    optimizer = getattr(model, "optimizer", None) if model.compiled else None
-    optimizer = getattr(optimizer, "inner_optimizer", optimizer)
-    decay = getattr(optimizer, "weight_decay", None)
-    if decay is None or not optimizer._use_weight_decay(variable):
-        decay = 0.0
-    rule = (
-        optimizer.rules[optimizer._var_key(variable)] if hasattr(optimizer, "rules") else per_variable.Rule()
-    )
-    return rule.factor, float(decay)

@@ -13,13 +13,14 @@ def require_assignable_rate(optimizer: keras.optimizers.Optimizer) -> None:
         ArgumentError: If the optimizer was made with a schedule or a function, or consists
             of several.
     """
+    optimizer = _inner(optimizer)
     if hasattr(optimizer, "optimizers"):
         raise ArgumentError(
             "One optimizer must train the model, for its learning rate is set. "
             f"Received: optimizer={type(optimizer).__name__} of {len(optimizer.optimizers)} optimizers. "
             "Use one optimizer, with tfkit.set_learning_rate_multipliers where layers differ."
         )
-    rate = _inner(optimizer)._learning_rate
+    rate = optimizer._learning_rate
     if not isinstance(rate, keras.Variable):
         raise ArgumentError(
             "The optimizer must be made with a number as its learning rate, for the rate is set while it "
