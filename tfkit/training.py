@@ -5,7 +5,6 @@ date, checked before a run, and put back as they were.
 """
 
 import contextlib
-import inspect
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -17,6 +16,7 @@ from keras.src.utils.tracking import DotNotTrackScope
 from tfkit import graph
 from tfkit.errors import ArgumentError
 from tfkit.per_variable import PerVariable, tailor
+from tfkit.traced import local_values, traced_graphs, written_variables
 
 
 def refresh_training(model: keras.Model) -> None:
@@ -60,7 +60,7 @@ def changing_rules(model: keras.Model) -> Iterator[tuple[PerVariable, list[keras
         optimizer.rules.stale = False
 
 
-# For each model the train step that was checked last, and the ids of the variables it trains.
+# For each model the train step that was checked last, and the ids of what it moves.
 _CHECKED: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
 
@@ -69,43 +69,49 @@ def require_current_training(model: keras.Model) -> None:
 
     Keras traces its train step once. A layer whose `trainable` is changed by hand after
     that goes on as before, in silence; one that the optimizer has never seen stops the
-    training with "Unknown variable".
+    training with "Unknown variable". A BatchNormalization that has only statistics counts by those.
 
     Raises:
         ArgumentError: Naming the weights whose `trainable` changed.
     """
-    optimizer = getattr(model, "optimizer", None)  # none in a loop of one's own
-    if optimizer is None or not optimizer.built:
+    optimizer = getattr(model, "optimizer", None)
+    if optimizer is None:  # in a loop of one's own
         return
-    now = {id(variable): variable for variable in model.trainable_variables}
-    trained = frozenset(id(variable) for variable in optimizer._trainable_variables)
-    traced = _is_traced(model)
-    if traced:
-        function, checked = _CHECKED.get(model, (lambda: None, trained))
-        trained = checked if function() is model.train_function else trained
-    joined = [variable for key, variable in now.items() if key not in trained]
-    left = [variable for variable in model.variables if id(variable) in trained and id(variable) not in now]
-    if joined or (traced and left):
+    statistics = {
+        id(variable): layer.trainable
+        for layer in graph.sublayers(model)
+        if isinstance(layer, keras.layers.BatchNormalization) and not layer.scale and not layer.center
+        for variable in (layer.moving_mean, layer.moving_variance)
+    }
+    now = {id(variable) for variable in model.trainable_variables}
+    now |= {key for key, moves in statistics.items() if moves}
+    known = {id(variable) for variable in optimizer._trainable_variables} | statistics.keys()
+    function, before = _CHECKED.get(model, (lambda: None, frozenset()))
+    if not optimizer.built:
+        joined = left = set()
+    elif not traced_graphs(model):
+        joined, left = now - known, set()
+    elif function() is model.train_function:
+        joined, left = now - before, before - now
+    else:  # nobody looked when it was traced; what it does not move may have no gradient
+        joined, left = now - known, (known - now) & written_variables(model)
+    changed = {
+        "made trainable": [variable for variable in model.variables if id(variable) in joined],
+        "frozen": [variable for variable in model.variables if id(variable) in left],
+    }
+    if joined or left:
         raise ArgumentError(
             "What trains must not change by hand once training has begun, for Keras would not notice. "
             f"Received: model={model.name!r}, "
             + " and ".join(
                 f"{', '.join(v.path for v in variables[:3])}{' …' if len(variables) > 3 else ''} {what}"
-                for variables, what in ((joined, "made trainable"), (left, "frozen"))
+                for what, variables in changed.items()
                 if variables
             )
             + " since. Use tfkit.configure_base_model, or compile the model again."
         )
     if model.train_function is not None:
         _CHECKED[model] = (weakref.ref(model.train_function), frozenset(now))
-
-
-def _is_traced(model: keras.Model) -> bool:
-    """Tells whether the train step was turned into a graph already."""
-    if model.train_function is None:
-        return False
-    inside = inspect.getclosurevars(model.train_function).nonlocals.values()
-    return any(getattr(each, "experimental_get_tracing_count", int)() > 0 for each in inside)
 
 
 class TrainingState:
@@ -126,7 +132,7 @@ class TrainingState:
         self._values = [
             (value, np.array(value.numpy()))
             for variable in _state_variables(model)
-            for value in _local_values(variable)
+            for value in local_values(variable)
         ]
         self._attributes = {name: getattr(model, name) for name in self.ATTRIBUTES if hasattr(model, name)}
 
@@ -156,12 +162,7 @@ def _state_variables(model: keras.Model) -> list[keras.Variable]:
 
 def local_value(variable: keras.Variable) -> Any:
     """Returns a variable's tensor; of one that is mirrored, the first replica's."""
-    return _local_values(variable)[0]
-
-
-def _local_values(variable: keras.Variable) -> list:
-    """Returns a variable's tensor; of one that is mirrored, each replica's."""
-    return list(getattr(variable.value, "values", [variable.value]))
+    return local_values(variable)[0]
 
 
 def _parts(optimizer: keras.optimizers.Optimizer) -> list[keras.optimizers.Optimizer]:
