@@ -246,15 +246,20 @@ def select_layers(model: keras.Model, patterns: Pattern | Iterable[Pattern]) -> 
     that match nothing are errors, after big_vision's optimizer rules.
     """
     index = _Index(graph.require_model(model))
-    if isinstance(patterns, str | Selection) or callable(patterns) or not isinstance(patterns, Iterable):
-        patterns = [patterns]
     chosen: frozenset[int] = frozenset()
-    for number, pattern in enumerate(patterns):
+    for number, pattern in enumerate(list_patterns(patterns)):
         if isinstance(pattern, str) and pattern.startswith("!"):
             chosen = (index.everything() if number == 0 else chosen) - index.match(pattern[1:])
         else:
             chosen |= index.match(pattern)
     return index.selection(chosen)
+
+
+def list_patterns(patterns: Pattern | Iterable[Pattern]) -> list[Pattern]:
+    """Returns patterns, alone or in any iterable, as a list."""
+    if isinstance(patterns, str | Selection) or callable(patterns) or not isinstance(patterns, Iterable):
+        return [patterns]
+    return list(patterns)
 
 
 def layer_table(model: keras.Model) -> "pd.DataFrame":

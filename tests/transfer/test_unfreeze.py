@@ -183,10 +183,7 @@ def test_nothing_is_traced_anew_within_a_stage():
     [("d2", "head"), (name for name in ("d2", "head")), {"d2": 1, "head": 2}.keys()],
     ids=["tuple", "generator", "keys"],
 )
-def test_patterns_may_come_in_any_iterable(patterns, request):
-    if request.node.callspec.id == "generator":
-        reason = "the check at the start of training empties it, and the stage freezes everything"
-        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
+def test_patterns_may_come_in_any_iterable(patterns):
     model, watch = net(run_eagerly=True), Watch()
     fit(model, tfkit.GradualUnfreezing({0: patterns}), watch, epochs=1)
     assert watch.moved == [{"d2", "head"}]
@@ -414,10 +411,7 @@ class Die(keras.callbacks.Callback):
             raise KeyboardInterrupt
 
 
-LOST = pytest.mark.xfail(strict=True, reason="the model stays in the stage in which it died")
-
-
-@pytest.mark.parametrize("epoch", [pytest.param(2, marks=LOST), 3], ids="died in {}".format)
+@pytest.mark.parametrize("epoch", [2, 3], ids="died in {}".format)
 @pytest.mark.parametrize("order", ["first", "last"])
 def test_the_same_model_and_callbacks_may_go_on_after_an_interruption(order, epoch, tmp_path):
     stages = {2: "head", 3: "*"}

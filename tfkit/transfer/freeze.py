@@ -73,6 +73,24 @@ def configure_base_model(
     return base_model
 
 
+class Trainability:
+    """Which layers and weights of a model train, to be put back.
+
+    Args:
+        model: A built model. Not changed.
+    """
+
+    def __init__(self, model: keras.Model):
+        layers = graph.sublayers(model)  # parents come first: setting one sets all inside it
+        self._flags = [(each, each.trainable) for each in [*layers, *model.variables]]
+
+    def restore(self, model: keras.Model) -> None:
+        """Puts the flags back; the optimizer and the train step of `model` follow."""
+        for each, flag in self._flags:
+            each.trainable = flag
+        refresh_training(model)
+
+
 def require_batch_norm(value: object) -> Literal["frozen", "train"]:
     """Returns the policy for BatchNormalization, or raises ArgumentError."""
     if value not in ("frozen", "train"):

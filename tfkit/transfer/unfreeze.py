@@ -7,8 +7,8 @@ import keras
 
 from tfkit.errors import ArgumentError, ArgumentTypeError
 from tfkit.resume import ResumableCallback
-from tfkit.select import Pattern, select_layers
-from tfkit.transfer.freeze import configure_base_model, require_batch_norm
+from tfkit.select import Pattern, list_patterns, select_layers
+from tfkit.transfer.freeze import Trainability, configure_base_model, require_batch_norm
 
 
 class GradualUnfreezing(ResumableCallback):
@@ -68,10 +68,16 @@ class GradualUnfreezing(ResumableCallback):
                 "`stages` must name at least one epoch, each a whole number of at least 0. "
                 f"Received: epochs {list(stages)!r}."
             )
-        self.stages = dict(sorted(stages.items()))
+        self.stages = {epoch: list_patterns(patterns) for epoch, patterns in sorted(stages.items())}
         self.batch_norm = require_batch_norm(batch_norm)
         self.verbose = verbose
         self._stage = -1  # the epoch of the stage in force
+        self._before: Trainability | None = None  # what trained before the first stage
+
+    def set_model(self, model: keras.Model) -> None:
+        if model is not self.model:
+            self._before = None
+        super().set_model(model)
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         super().on_train_begin(logs)
@@ -90,13 +96,23 @@ class GradualUnfreezing(ResumableCallback):
                 print(f"\nEpoch {epoch + 1}: {self.stages[stage]!r} trains, {count:,} weights.")
 
     def _enter(self, stage: int) -> None:
+        if self._stage == -1:
+            self._before = Trainability(self.model)
         configure_base_model(self.model, self.stages[stage], batch_norm=self.batch_norm)
         self._stage = stage
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        super().on_train_end(logs)
+        self._before = None
 
     def read_state(self) -> dict[str, float]:
         return {"stage": self._stage}
 
     def write_state(self, state: dict[str, float]) -> None:
         stage = int(state["stage"])
-        if stage in self.stages:  # now, so that the optimizer's slots fit what is loaded next
+        # Now, so that the optimizer's slots fit what is loaded next.
+        if stage in self.stages:
             self._enter(stage)
+        elif self._before is not None:  # of a fit that was interrupted in a later stage
+            self._before.restore(self.model)
+            self._stage = stage
