@@ -62,12 +62,12 @@ def walk(model: keras.Model) -> tuple[Node, ...]:
         comes first, as a node without children.
     """
     root = (Node(model.name, model),) if own_variables(model) else ()
-    return root + tuple(_node(layer, prefix="") for layer in _sublayers(model))
+    return root + tuple(read_node(layer, layer.name) for layer in _sublayers(model))
 
 
-def _node(layer: keras.Layer, prefix: str) -> Node:
-    path = f"{prefix}{layer.name}"
-    children = tuple(_node(child, f"{path}/") for child in _sublayers(layer))
+def read_node(layer: keras.Layer, path: str) -> Node:
+    """Returns a layer that stands at a path, with what it contains."""
+    children = tuple(read_node(child, f"{path}/{child.name}") for child in _sublayers(layer))
     return Node(path, layer, children)
 
 

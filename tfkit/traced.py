@@ -49,6 +49,24 @@ def local_values(variable: keras.Variable) -> list:
     return list(getattr(variable.value, "values", [variable.value]))
 
 
+def list_operations(graph: Any) -> list[Any]:
+    """Returns the operations of a graph and of the functions that it calls, at any depth."""
+    found, names = list(graph.get_operations()), set()
+    for operation in found:  # grows as functions are met
+        for name in set(_called(operation)) - names:
+            names.add(name)
+            found += operation.graph._get_function(name).graph.get_operations()
+    return found
+
+
+def draws_random_numbers(operation: Any) -> bool:
+    """Tells whether an operation draws from a state of TensorFlow's own, not from a seed that it is given."""
+    kind = operation.type
+    unseeded = ("Random", "TruncatedNormal", "ParameterizedTruncatedNormal", "Multinomial")
+    generators = ("StatefulUniform", "StatefulStandardNormal", "StatefulTruncatedNormal", "StatefulRandom")
+    return kind.startswith((*unseeded, *generators))
+
+
 def _written_inputs(graph: Any, known: dict[str, set[int]]) -> set[int]:
     """Returns the places among a graph's inputs that it, or a function that it calls, assigns to."""
     places = {tensor.name: place for place, tensor in enumerate(graph.inputs)}

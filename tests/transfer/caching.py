@@ -127,6 +127,9 @@ def require_refused(model, message, x=X, y=Y, **arguments):
             np.testing.assert_array_equal(one, other)
 
 
+TRIAL = 3 * 2  # samples: a layer that is not Keras's own runs on two, twice, and on one of them doubled
+
+
 class Counter(layers.Layer):
     """Counts the samples that pass, whenever a step runs, not when it is traced."""
 

@@ -219,7 +219,6 @@ def test_a_killed_run_resumes_as_if_it_had_never_stopped(tmp_path):
     np.testing.assert_allclose(history.history["val_loss"], wanted.history["val_loss"][1:], rtol=1e-5)
 
 
-@pytest.mark.xfail(strict=True, reason="features are computed before the backup is restored")
 def test_a_run_resumes_with_the_frozen_weights_of_its_backup(tmp_path):
     # The new process begins with other weights everywhere; the backup brings back the old ones.
     def build(run):

@@ -9,7 +9,7 @@ from keras import layers, ops
 
 import tfkit
 from tests import models
-from tests.transfer.caching import X, Y, compiled, dense, train_both
+from tests.transfer.caching import GOES_ON, X, Y, compiled, dense, train_both
 from tests.transfer.test_cache import branches, residual, siamese
 
 # --- how the model was compiled --------------------------------------------------------------------
@@ -64,10 +64,13 @@ def test_a_mixed_precision_graph_with_loose_operations_equals_fit(policy):
 
 def test_a_nested_sequential_of_mixed_precision_equals_fit(policy):
     policy("mixed_float16")
-    train_both(lambda: compiled(siamese(), ["tower/t2", "head"]), tolerance=1e-3)
+    # the tower takes float32 and is given float16, so it runs as a whole
+    with pytest.warns(UserWarning, match=f"{GOES_ON}.*tower/t1 stands inside tower, which trains"):
+        train_both(
+            lambda: compiled(siamese(), ["tower/t2", "head"]), cached={"strict": False}, tolerance=1e-3
+        )
 
 
-@pytest.mark.xfail(strict=True, reason="features in memory come back as float32")
 def test_double_precision_equals_fit(policy):
     policy("float64")
     train_both(lambda: compiled(branches(), ["trained*", "head"]), tolerance=1e-10)

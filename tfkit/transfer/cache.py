@@ -125,6 +125,7 @@ def fit_cached(
                 some = "; ".join(f"{path} {reason}" for path, reason in list(uncached.items())[:5])
                 more = " …" * (len(uncached) > 5)
                 _refuse_or_warn(f"frozen layers have to run in every epoch: {some}{more}", strict)
+            _restore(model, plain["callbacks"])
             storage = Storage(memory_budget_gb * 2**30, cache_directory, disk)
             progress = _Progress(verbose)
             features = Features(train, halves.features(training=True), storage, progress)
@@ -222,6 +223,14 @@ def _cut(
         for source in filter(None, sources):
             source.enlarge()  # the layers are known to take each sample by itself
     return parts
+
+
+def _restore(model: keras.Model, callbacks: list[keras.callbacks.Callback]) -> None:
+    """Takes the frozen weights of an interrupted run back before features are computed from them."""
+    for each in callbacks:
+        if isinstance(each, keras.callbacks.BackupAndRestore):
+            each.set_model(model)
+            each.on_train_begin()
 
 
 def _refuse_or_warn(problem: str, strict: bool) -> None:

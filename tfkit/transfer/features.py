@@ -68,7 +68,9 @@ class Source:
             isinstance(leaf, tf.SparseTensor | tf.RaggedTensor) or hasattr(leaf, "tocsr") for leaf in leaves
         ):
             raise NotSplittable("the data is sparse or ragged")
-        arrays = cut((x, y, sample_weight), slice(None))
+        arrays = keras.tree.map_structure(
+            _as_keras_takes_it, cut((x, y, sample_weight), slice(None)), none_is_leaf=False
+        )
         lengths = {len(leaf) for leaf in keras.tree.flatten(arrays) if leaf is not None}
         if len(lengths) != 1 or not (length := lengths.pop()):
             raise NotSplittable("the arrays are empty or of different lengths")
@@ -123,13 +125,26 @@ def cut(arrays: Any, part: slice) -> Any:
     return keras.tree.map_structure(lambda array: np.asarray(array)[part], arrays, none_is_leaf=False)
 
 
+def _as_keras_takes_it(array: np.ndarray) -> np.ndarray:
+    """Returns floating-point numbers in Keras's default precision, as `fit` does with arrays."""
+    wanted = keras.config.floatx()
+    return array.astype(wanted) if keras.backend.is_float_dtype(str(array.dtype)) else array
+
+
 def _digests(batch: Batch) -> list[bytes]:
     """Returns a digest for each sample of a batch."""
     leaves = [np.asarray(leaf) for leaf in keras.tree.flatten(batch) if leaf is not None]
     return [
-        hashlib.blake2b(b"".join(np.ascontiguousarray(leaf[row]).tobytes() for leaf in leaves)).digest()
+        hashlib.blake2b(b"".join(_bytes(leaf[row]) for leaf in leaves)).digest()
         for row in range(len(leaves[0]))
     ]
+
+
+def _bytes(values: Any) -> bytes:
+    values = np.asarray(values)
+    if values.dtype == object:  # texts, of which NumPy holds only the addresses
+        return repr(values.tolist()).encode()
+    return np.ascontiguousarray(values).tobytes()
 
 
 class Storage:
@@ -203,6 +218,7 @@ class Features:
             or self._reorders
             or any(each != size for each in self.sizes[:-1])
             or self.sizes[-1] > size
+            or any(leaf.dtype == "float64" for leaf in self.leaves)  # which `fit` would round
         ):
             return {"x": _Stored(self), "shuffle": False}
         x, y, weight = self.pack(self.leaves)

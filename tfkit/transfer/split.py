@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfkit import graph
+from tfkit.traced import draws_random_numbers, list_operations
 
 
 class NotSplittable(Exception):  # noqa: N818 - a verdict that the caller turns into a warning or an error
@@ -54,11 +55,10 @@ def split(model: keras.Model, sample: Any) -> Split:
     obstacles = _obstacles(flow, sample, model)
     front = tuple(call for call in flow.calls if call not in obstacles)
     rest = tuple(call for call in flow.calls if call in obstacles)
-    uncached = {
-        call.path: reason
-        for call, reason in obstacles.items()
-        if getattr(call.operation, "weights", ()) and not call.operation.trainable_variables
-    }
+    uncached: dict[str, str] = {}
+    for call, reason in obstacles.items():
+        for path in _frozen_inside(call):
+            uncached[path] = reason if path == call.path else f"stands inside {call.path}, which {reason}"
     if not any(getattr(call.operation, "weights", ()) for call in front):
         why = "; ".join(f"{path} {reason}" for path, reason in list(uncached.items())[:3])
         raise NotSplittable(f"no frozen layer could run beforehand ({why or 'no layer is frozen'})")
@@ -72,15 +72,18 @@ def _obstacles(flow: graph.Flow, sample: Any, model: keras.Model) -> dict[graph.
     """Returns the calls that cannot run beforehand, each with the reason."""
     trained = {id(variable) for variable in model.trainable_variables}
     native = {id(variable.value) for variable in model.trainable_variables}
-    values = dict(zip(flow.inputs, flow.read(sample), strict=True))
-    trying = any(is_foreign(call.operation) for call in flow.calls)
+    alike = keras.tree.map_structure(
+        lambda array: np.repeat(array[:1], len(array), axis=0), sample, none_is_leaf=False
+    )
+    values, others = (dict(zip(flow.inputs, flow.read(each), strict=True)) for each in (sample, alike))
+    trying = any(_is_suspect(call.operation) for call in flow.calls)
     changing: dict[int, str] = {}  # keys of tensors that change -> the layer that is why
     obstacles: dict[graph.Call, str] = {}
     for call in flow.calls:
         reason = _obstacle(call.operation, trained)
         sources = [changing[key] for key in call.inputs if key in changing]
         if reason is None and not sources and trying:
-            reason = _try(call, values, native)
+            reason = _try(call, values, others, native, eagerly=model.run_eagerly)
         if reason is not None:
             obstacles[call] = reason
             changing |= dict.fromkeys(call.outputs, f"{call.path}, which {reason}")
@@ -117,28 +120,68 @@ def is_foreign(operation: keras.Operation) -> bool:
     )
 
 
-def _try(call: graph.Call, values: dict[int, Any], trained: set[int]) -> str | None:
-    """Runs a call as in training, twice where its class tells too little; returns what it found."""
-    if not is_foreign(call.operation):
-        call.run(values, training=True)
+def _is_suspect(operation: keras.Operation) -> bool:
+    """Tells whether a call may do more than compute each sample's result from that sample."""
+    axes = keras.tree.flatten(getattr(operation, "axis", None))
+    return is_foreign(operation) or not isinstance(operation, keras.Layer) or 0 in axes
+
+
+def _try(
+    call: graph.Call, values: dict[int, Any], others: dict[int, Any], trained: set[int], eagerly: bool
+) -> str | None:
+    """Runs a call as in training, and returns what it found where the class tells too little.
+
+    Args:
+        call: The call.
+        values: The tensors so far of a batch.
+        others: Those of a batch that holds its first sample again and again.
+        trained: Ids of the variables that train.
+        eagerly: Whether the model runs without graphs.
+    """
+    if not _is_suspect(call.operation):
+        for batch in (values, others):
+            call.run(batch, training=True)
         return None
     weights = getattr(call.operation, "variables", [])
     before = [np.array(variable.value.numpy()) for variable in weights]
     results = []
-    for _ in range(2):
+    for batch in (values, values, others):
         with tf.GradientTape() as tape:
-            call.run(values, training=True)
-        results.append([np.asarray(values[key]) for key in call.outputs])
+            call.run(batch, training=True)
+        results.append([np.asarray(batch[key]) for key in call.outputs])
     moved = [not _equal(old, variable.value.numpy()) for old, variable in zip(before, weights, strict=True)]
+    random = not eagerly and _draws_unseen(call, values)
     for old, variable in zip(before, weights, strict=True):
         variable.assign(old)
     if any(moved):
         return "changes its own state when it runs"
-    if not all(map(_equal, *results)):
+    if random or not all(map(_equal, *results[:2])):
         return "gives another result at every call"
+    if not all(_equal(one[:1], other[:1]) for one, other in zip(*results[1:], strict=True) if one.ndim):
+        return "mixes the samples of a batch"
     if any(id(variable) in trained for variable in tape.watched_variables()):
         return "reads weights that train"
     return "adds to the loss" if getattr(call.operation, "losses", ()) else None
+
+
+def _draws_unseen(call: graph.Call, values: dict[int, Any]) -> bool:
+    """Tells whether a call asks TensorFlow for random numbers, however seldom they show."""
+    concrete = tf.function(lambda: call.run(dict(values), training=True), autograph=False)
+    operations = list_operations(concrete.get_concrete_function().graph)
+    return any(draws_random_numbers(each) for each in operations)
+
+
+def _frozen_inside(call: graph.Call) -> list[str]:
+    """Returns the paths of the layers with weights in a call of which none trains."""
+    if not isinstance(call.operation, keras.Layer):
+        return []
+    frozen, nodes = [], [graph.read_node(call.operation, call.path)]
+    for node in nodes:
+        if not node.layer.trainable_variables and node.layer.weights:
+            frozen.append(node.path)
+        elif not node.is_unit:  # an attention with a frozen part is one layer all the same
+            nodes += node.children
+    return frozen
 
 
 def _equal(first: Any, second: Any) -> bool:
