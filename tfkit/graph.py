@@ -67,8 +67,8 @@ def walk(model: keras.Model) -> tuple[Node, ...]:
 
 def read_node(layer: keras.Layer, path: str) -> Node:
     """Returns a layer that stands at a path, with what it contains."""
-    children = tuple(read_node(child, f"{path}/{child.name}") for child in _sublayers(layer))
-    return Node(path, layer, children)
+    inside = _sublayers(layer)
+    return Node(path, layer, tuple([read_node(child, f"{path}/{child.name}") for child in inside]))
 
 
 def _sublayers(layer: keras.Layer) -> list[keras.Layer]:

@@ -22,7 +22,11 @@ Pattern = Union[str, keras.Layer, "Selection", Callable[[keras.Layer], bool]]
 class _Entry(NamedTuple):
     path: str
     layer: keras.Layer
-    weights: list[keras.Variable]
+    part: list[keras.Variable] | None = None  # if only a part of a composite was named
+
+    @property
+    def weights(self) -> list[keras.Variable]:
+        return self.layer.weights if self.part is None else self.part
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -30,7 +34,7 @@ class Selection:
     """Layers of one model, in model order.
 
     Attributes:
-        entries: For each layer its path, the layer, and those of its weights that the
+        entries: For each layer its `path`, the `layer`, and those of its `weights` that the
             selection covers (all of them, unless only a part of a composite was named).
 
     Examples:
@@ -187,16 +191,15 @@ class _Index:
 
         def collect(nodes: Sequence[graph.Node], place: int) -> int:
             for node in nodes:
-                covered = self.atoms[place]
-                after = place + 1 + sum(1 for _ in graph.descend(node.children))
+                covered, below = self.atoms[place], place + 1
                 if covered and covered <= atoms and (not node.children or node.is_unit):
-                    entries.setdefault(id(node.layer), _Entry(node.path, node.layer, node.layer.weights))
+                    entries.setdefault(id(node.layer), _Entry(node.path, node.layer))
+                    place = below + sum(1 for _ in graph.descend(node.children))
                 else:
                     if node.children and id(node.layer) in atoms:
-                        weights = graph.own_variables(node.layer)
-                        entries.setdefault(id(node.layer), _Entry(node.path, node.layer, weights))
-                    collect(node.children, place + 1)
-                place = after
+                        own = graph.own_variables(node.layer)
+                        entries.setdefault(id(node.layer), _Entry(node.path, node.layer, own))
+                    place = collect(node.children, below)
             return place
 
         collect(self.roots, 0)
@@ -287,8 +290,9 @@ def layer_table(model: keras.Model) -> "pd.DataFrame":
     import pandas as pd
 
     rows, counted = [], set()
-    for path, layer, weights in select_layers(model, lambda _: True).entries:
-        weights = [weight for weight in weights if id(weight) not in counted]  # tied ones count once
+    for entry in select_layers(model, lambda _: True).entries:
+        layer = entry.layer
+        weights = [each for each in entry.weights if id(each) not in counted]  # tied ones count once
         counted.update(map(id, weights))
         if not weights:
             continue
@@ -297,7 +301,7 @@ def layer_table(model: keras.Model) -> "pd.DataFrame":
         zeros = sum(kernel.size - np.count_nonzero(kernel) for kernel in kernels)
         rows.append(
             {
-                "path": path,
+                "path": entry.path,
                 "class": type(layer).__name__,
                 "trainable": layer.trainable and any(weight.trainable for weight in weights),
                 "parameters": sum(math.prod(weight.shape) for weight in weights),

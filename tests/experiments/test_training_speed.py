@@ -5,7 +5,7 @@ import pytest
 
 from experiments import training_speed
 
-TINY = training_speed.Config(images=8, side=32, epochs=2, rounds=1, layers=100, steps=2)
+TINY = training_speed.Config(images=(8,), side=32, epochs=2, rounds=1, layers=100, steps=2)
 
 
 @pytest.mark.slow
@@ -32,7 +32,7 @@ def test_the_wide_model_has_as_many_layers_as_asked_for():
 
 
 def test_pictures_are_raw_rgb():
-    x, y = training_speed.pictures(TINY)
+    x, y = training_speed.pictures(TINY, 8)
     assert x.shape == (8, 32, 32, 3)
     assert 1 < x.max() <= 255
     assert x.min() >= 0

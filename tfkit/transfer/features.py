@@ -128,7 +128,7 @@ def cut(arrays: Any, part: slice) -> Any:
 def _as_keras_takes_it(array: np.ndarray) -> np.ndarray:
     """Returns floating-point numbers in Keras's default precision, as `fit` does with arrays."""
     wanted = keras.config.floatx()
-    return array.astype(wanted) if keras.backend.is_float_dtype(str(array.dtype)) else array
+    return array.astype(wanted, copy=False) if keras.backend.is_float_dtype(str(array.dtype)) else array
 
 
 def _digests(batch: Batch) -> list[bytes]:
