@@ -4,13 +4,15 @@ import subprocess
 import sys
 
 import keras
+import numpy as np
 import pytest
 from keras import layers, ops
 
 import tfkit
 from tests import models
-from tests.transfer.caching import GOES_ON, X, Y, compiled, dense, train_both
+from tests.transfer.caching import GOES_ON, IMAGES, X, Y, compiled, dense, train_both
 from tests.transfer.test_cache import branches, residual, siamese
+from tfkit.transfer import cache
 
 # --- how the model was compiled --------------------------------------------------------------------
 
@@ -74,6 +76,20 @@ def test_a_nested_sequential_of_mixed_precision_equals_fit(policy):
 def test_double_precision_equals_fit(policy):
     policy("float64")
     train_both(lambda: compiled(branches(), ["trained*", "head"]), tolerance=1e-10)
+
+
+@pytest.mark.parametrize("most", [0, 2**28], ids=["variables", "constants"])
+def test_a_convolution_with_its_normalisation_in_one_graph_equals_fit(most, monkeypatch):
+    monkeypatch.setattr(cache, "CONSTANT_BYTES", most)
+
+    def build():
+        model, random = models.conv_net(), np.random.default_rng(0)
+        for layer in model.layers:
+            if isinstance(layer, layers.BatchNormalization):  # as after training
+                layer.set_weights([random.uniform(0.5, 2.0, size=w.shape) for w in layer.weights])
+        return compiled(model, "head", run_eagerly=False)
+
+    train_both(build, IMAGES, Y, validation_data=(IMAGES[:3], Y[:3]))
 
 
 # --- penalties, decay, pruning ----------------------------------------------------------------------

@@ -13,9 +13,11 @@ from keras.src.utils.tracking import DotNotTrackScope
 
 from tfkit import graph
 from tfkit.errors import ArgumentError
-from tfkit.training import refresh_training
+from tfkit.training import local_value, refresh_training
 from tfkit.transfer.features import Features, Source, Storage, cut
 from tfkit.transfer.split import NotSplittable, Split, is_foreign, split
+
+CONSTANT_BYTES = 2**28  # of frozen weights to put into a graph, which holds two gigabytes at most
 
 
 def fit_cached(
@@ -289,9 +291,18 @@ class _Halves:
 
     def features(self, training: bool) -> Callable[[Any], list[Any]]:
         """Returns a function from a batch of inputs to its features."""
+        if self.rest.run_eagerly:
+            held = []
+        else:  # as constants, so that TensorFlow can fold a normalisation into its convolution
+            inside = {id(v): v for call in self.split.front for v in getattr(call.operation, "variables", ())}
+            held = [(variable, local_value(variable).numpy()) for variable in inside.values()]
+            if sum(value.nbytes for _, value in held) > CONSTANT_BYTES:
+                held = []
 
         def front(x: Any) -> list[Any]:
-            return self._front(x, training=training)
+            constants = [(variable, tf.constant(value)) for variable, value in held]
+            with keras.StatelessScope(constants) if held else contextlib.nullcontext():
+                return self._front(x, training=training)
 
         if not self.rest.run_eagerly:
             front = tf.function(front, reduce_retracing=True, autograph=False)
