@@ -12,7 +12,7 @@ import tfkit
 from tests import models
 from tests.transfer.caching import GOES_ON, IMAGES, X, Y, compiled, dense, train_both
 from tests.transfer.test_cache import branches, residual, siamese
-from tfkit.transfer import cache
+from tfkit.transfer import halves
 
 # --- how the model was compiled --------------------------------------------------------------------
 
@@ -80,7 +80,7 @@ def test_double_precision_equals_fit(policy):
 
 @pytest.mark.parametrize("most", [0, 2**28], ids=["variables", "constants"])
 def test_a_convolution_with_its_normalisation_in_one_graph_equals_fit(most, monkeypatch):
-    monkeypatch.setattr(cache, "CONSTANT_BYTES", most)
+    monkeypatch.setattr(halves, "CONSTANT_BYTES", most)
 
     def build():
         model, random = models.conv_net(), np.random.default_rng(0)

@@ -4,20 +4,17 @@ import contextlib
 import numbers
 import os
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import keras
-import tensorflow as tf
-from keras.src.utils.tracking import DotNotTrackScope
 
 from tfkit import graph
 from tfkit.errors import ArgumentError
-from tfkit.training import local_value, refresh_training
+from tfkit.training import refresh_training
 from tfkit.transfer.features import Features, Source, Storage, cut
+from tfkit.transfer.halves import Halves
 from tfkit.transfer.split import NotSplittable, Split, is_foreign, split
-
-CONSTANT_BYTES = 2**28  # of frozen weights to put into a graph, which holds two gigabytes at most
 
 
 def fit_cached(
@@ -48,8 +45,9 @@ def fit_cached(
     The graph is cut wherever its frozen part ends: layers that neither train nor draw
     random numbers, and stand behind no layer that does, run once for every sample, and
     the others train on what they gave. The weights, the optimizer's state and the History
-    are those of `fit`; callbacks see the whole model. Where layers are random (dropout,
-    augmentation), they and what stands behind them run at every step, as in `fit`.
+    are those of `fit` up to rounding; callbacks see the whole model. Where layers are random (dropout,
+    augmentation) or mix the samples of a batch, they and what stands behind them run at every
+    step, as in `fit`.
 
     What cannot be cut is named in a warning and trained by `fit` itself, or refused with
     ``strict=True``: a subclassed model or one with a train step of its own, a frozen layer
@@ -122,7 +120,7 @@ def fit_cached(
     with contextlib.ExitStack() as disk:
         try:
             train, validation = _sources(x, y, plain)
-            halves = _Halves(model, _cut(model, [train, validation], plain["callbacks"]))
+            halves = Halves(model, _cut(model, [train, validation], plain["callbacks"]))
             if uncached := halves.split.uncached:
                 some = "; ".join(f"{path} {reason}" for path, reason in list(uncached.items())[:5])
                 more = " …" * (len(uncached) > 5)
@@ -268,134 +266,3 @@ class _Progress:
     def end(self) -> None:
         if self._bar:
             self._bar.update(self._done, finalize=True)
-
-
-class _Halves:
-    """A model as the part that runs once and the part that trains.
-
-    Args:
-        model: The whole model.
-        parts: Where it is cut.
-
-    Attributes:
-        rest: A model that trains in the whole one's place.
-        split: The cut.
-    """
-
-    def __init__(self, model: keras.Model, parts: Split):
-        self.split = parts
-        self._masked: tuple[int, ...] = ()  # which features carry a mask
-        with model.distribute_strategy.scope():
-            self._front = _Front(model, self)
-            self.rest = _Rest(model, self)
-
-    def features(self, training: bool) -> Callable[[Any], list[Any]]:
-        """Returns a function from a batch of inputs to its features."""
-        if self.rest.run_eagerly:
-            held = []
-        else:  # as constants, so that TensorFlow can fold a normalisation into its convolution
-            inside = {id(v): v for call in self.split.front for v in getattr(call.operation, "variables", ())}
-            held = [(variable, local_value(variable).numpy()) for variable in inside.values()]
-            if sum(value.nbytes for _, value in held) > CONSTANT_BYTES:
-                held = []
-
-        def front(x: Any) -> list[Any]:
-            constants = [(variable, tf.constant(value)) for variable, value in held]
-            with keras.StatelessScope(constants) if held else contextlib.nullcontext():
-                return self._front(x, training=training)
-
-        if not self.rest.run_eagerly:
-            front = tf.function(front, reduce_retracing=True, autograph=False)
-
-        def compute(x: Any) -> list[Any]:
-            return front(keras.tree.map_structure(tf.convert_to_tensor, x, none_is_leaf=False))
-
-        return compute
-
-    def run_front(self, x: Any, training: bool | None) -> list[Any]:
-        flow = self.split.flow
-        values = dict(zip(flow.inputs, flow.read(x), strict=True))
-        for call in self.split.front:
-            call.run(values, training)
-        features = [values[key] for key in self.split.features]
-        masks = [graph.read_mask(feature) for feature in features]
-        self._masked = tuple(place for place, mask in enumerate(masks) if mask is not None)
-        return features + [masks[place] for place in self._masked]
-
-    def run_rest(self, features: list[Any], training: bool | None) -> Any:
-        count = len(self.split.features)
-        for place, mask in zip(self._masked, features[count:], strict=True):
-            graph.write_mask(features[place], mask)
-        values = dict(zip(self.split.features, features[:count], strict=True))
-        for call in self.split.rest:
-            call.run(values, training)
-        return self.split.flow.pack([values[key] for key in self.split.flow.outputs])
-
-
-class _Part(keras.Model):
-    """A model that hands its inputs on as they are, as functional models do."""
-
-    def __init__(self, whole: keras.Model, halves: _Halves):
-        super().__init__(
-            name=f"{whole.name}_{type(self).__name__.lstrip('_').lower()}", dtype=whole.dtype_policy
-        )
-        self._convert_input_args = False
-        self._allow_non_tensor_positional_args = True
-        self.halves = halves
-        self.built = True
-
-
-class _Front(_Part):
-    """The part that runs once."""
-
-    def call(self, x: Any, training: bool | None = None) -> Any:
-        return self.halves.run_front(x, training)
-
-
-class _Rest(_Part):
-    """The part that trains, with the whole model's weights, optimizer, loss, metrics and history."""
-
-    SHARED = (
-        "optimizer",
-        "loss",
-        "compiled",
-        "jit_compile",
-        "run_eagerly",
-        "steps_per_execution",
-        "_compile_config",
-        "_compile_loss",
-        "_compile_metrics",
-        "_loss_tracker",
-    )
-
-    def __init__(self, whole: keras.Model, halves: _Halves):
-        super().__init__(whole, halves)
-        self.whole = whole
-        with DotNotTrackScope():
-            for name in self.SHARED:
-                setattr(self, name, getattr(whole, name))
-
-    def call(self, features: Any, training: bool | None = None) -> Any:
-        return self.halves.run_rest(list(features), training)
-
-    @property
-    def stop_training(self) -> bool:
-        return self.whole.stop_training
-
-    @stop_training.setter
-    def stop_training(self, value: bool) -> None:
-        with contextlib.suppress(AttributeError):  # Keras sets it before there is a whole
-            self.whole.stop_training = value
-
-    @property
-    def _initial_epoch(self) -> int | None:
-        return getattr(self.whole, "_initial_epoch", None)
-
-    @_initial_epoch.setter
-    def _initial_epoch(self, value: int | None) -> None:
-        with contextlib.suppress(AttributeError):
-            self.whole._initial_epoch = value
-
-    @property
-    def history(self) -> keras.callbacks.History:
-        return self.whole.history
