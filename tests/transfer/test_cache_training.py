@@ -12,7 +12,7 @@ import tfkit
 from tests import models
 from tests.transfer.caching import GOES_ON, IMAGES, X, Y, compiled, dense, train_both
 from tests.transfer.test_cache import branches, residual, siamese
-from tfkit.transfer import halves
+from tfkit.frozen import halves
 
 # --- how the model was compiled --------------------------------------------------------------------
 

@@ -11,10 +11,10 @@ import keras
 
 from tfkit import graph
 from tfkit.errors import ArgumentError
+from tfkit.frozen.features import Storage
+from tfkit.frozen.once import FrozenOnce
+from tfkit.frozen.split import NotSplittable
 from tfkit.training import refresh_training
-from tfkit.transfer.features import Features, Source, Storage, cut
-from tfkit.transfer.halves import Halves
-from tfkit.transfer.split import NotSplittable, Split, is_foreign, split
 
 
 def fit_cached(
@@ -119,49 +119,19 @@ def fit_cached(
     plain["callbacks"] = [] if callbacks is None else keras.tree.flatten(callbacks)
     with contextlib.ExitStack() as disk:
         try:
-            train, validation = _sources(x, y, plain)
-            halves = Halves(model, _cut(model, [train, validation], plain["callbacks"]))
-            if uncached := halves.split.uncached:
+            training = FrozenOnce(model, x, y, plain)
+            if uncached := training.uncached:
                 some = "; ".join(f"{path} {reason}" for path, reason in list(uncached.items())[:5])
                 more = " …" * (len(uncached) > 5)
                 _refuse_or_warn(f"frozen layers have to run in every epoch: {some}{more}", strict)
             _restore(model, plain["callbacks"])
-            storage = Storage(memory_budget_gb * 2**30, cache_directory, disk)
             progress = _Progress(verbose)
-            features = Features(train, halves.features(training=True), storage, progress)
-            arguments = features.training_data()
-            if validation is not None:
-                held = Features(validation, halves.features(training=False), storage, progress)
-                arguments |= held.validation_data()
+            training.compute(Storage(memory_budget_gb * 2**30, cache_directory, disk), progress)
             progress.end()
         except NotSplittable as problem:
             _refuse_or_warn(f"{problem}", strict)
             return model.fit(x, y, **plain)
-        return halves.rest.fit(**_training_arguments(model, plain, arguments, len(features.sizes)))
-
-
-def _training_arguments(
-    model: keras.Model, plain: dict[str, Any], data: dict[str, Any], batches: int
-) -> dict[str, Any]:
-    """Returns what the part that trains is fitted with: its callbacks see the whole model."""
-    names = (
-        "epochs",
-        "class_weight",
-        "initial_epoch",
-        "steps_per_epoch",
-        "validation_steps",
-        "validation_freq",
-    )
-    listeners = keras.callbacks.CallbackList(
-        plain["callbacks"],
-        add_history=True,
-        add_progbar=plain["verbose"] != 0,
-        model=model,
-        verbose=plain["verbose"],
-        epochs=plain["epochs"],
-        steps=plain["steps_per_epoch"] or batches,
-    )
-    return {**data, **{name: plain[name] for name in names}, "callbacks": listeners}
+        return training.fit(plain)
 
 
 def _check(model: keras.Model, validation_split: float, memory_budget_gb: float, directory: Any) -> None:
@@ -184,45 +154,6 @@ def _check(model: keras.Model, validation_split: float, memory_budget_gb: float,
             f"Received: model={model.name!r}, which is wholly frozen. "
             "Choose layers with tfkit.configure_base_model."
         )
-
-
-def _sources(x: Any, y: Any, plain: dict[str, Any]) -> tuple[Source, Source | None]:
-    """Returns the training and the validation data; Keras's rule for the split: the last samples."""
-    weight, share, given = plain["sample_weight"], plain["validation_split"], plain["validation_data"]
-    size, shuffle = plain["batch_size"], plain["shuffle"]
-    if given is None and share:
-        if not hasattr(keras.tree.flatten(x)[0], "shape"):
-            raise ArgumentError(
-                "`validation_split` needs arrays. Received: "
-                f"validation_split={share!r} and x of type {type(x).__name__}. Pass validation_data."
-            )
-        border = int(len(keras.tree.flatten(x)[0]) * (1.0 - share))
-        given = cut((x, y, weight), slice(border, None))
-        x, y, weight = cut((x, y, weight), slice(border))
-    train = Source(x, y, weight, size, shuffle, plain["steps_per_epoch"])
-    if given is None:
-        return train, None
-    if isinstance(given, tuple | list):
-        held_size = plain["validation_batch_size"] or size
-        parts = keras.utils.unpack_x_y_sample_weight(tuple(given))
-        return train, Source(*parts, held_size, False, plain["validation_steps"])
-    held = Source(given, None, None, None, False)
-    held.shuffle = held.reorders = False  # its order changes no metric
-    return train, held
-
-
-def _cut(
-    model: keras.Model, sources: list[Source | None], callbacks: list[keras.callbacks.Callback]
-) -> Split:
-    for each in callbacks:
-        if getattr(each, "moves_boundary", False):
-            raise NotSplittable(f"{type(each).__name__} moves the boundary while the model trains")
-    fixed = model.inputs[0].shape[0] if getattr(model, "inputs", None) else None
-    parts = split(model, cut(next(iter(sources[0]))[0], slice(fixed or 2)))
-    if fixed is None and not any(is_foreign(call.operation) for call in parts.front):
-        for source in filter(None, sources):
-            source.enlarge()  # the layers are known to take each sample by itself
-    return parts
 
 
 def _restore(model: keras.Model, callbacks: list[keras.callbacks.Callback]) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfkit.errors import ArgumentError
-from tfkit.transfer.split import NotSplittable
+from tfkit.frozen.split import NotSplittable
 
 Batch = tuple[Any, Any, Any]
 FORWARD_SAMPLES, FORWARD_BYTES = 128, 2**24  # of inputs to compute at once

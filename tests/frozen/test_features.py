@@ -7,8 +7,8 @@ import pytest
 import tensorflow as tf
 
 from tests.transfer.caching import RANDOM, X, Y
-from tfkit.transfer.features import Features, Source, Storage, cut
-from tfkit.transfer.split import NotSplittable
+from tfkit.frozen.features import Features, Source, Storage, cut
+from tfkit.frozen.split import NotSplittable
 
 WEIGHTS = np.linspace(0, 1, 10)
 BUDGETS = pytest.mark.parametrize("budget", [1e9, 0], ids=["memory", "disk"])

@@ -9,8 +9,8 @@ import tensorflow as tf
 from keras.src.utils.tracking import DotNotTrackScope
 
 from tfkit import graph
+from tfkit.frozen.split import Split
 from tfkit.training import local_value
-from tfkit.transfer.split import Split
 
 CONSTANT_BYTES = 2**28  # of frozen weights to put into a graph, which holds two gigabytes at most
 

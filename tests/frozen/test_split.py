@@ -8,7 +8,7 @@ from keras import layers
 from tests import models
 from tests.transfer.caching import IMAGES, X, compiled
 from tests.transfer.test_cache import branches, residual, u_net
-from tfkit.transfer.split import NotSplittable, split
+from tfkit.frozen.split import NotSplittable, split
 
 
 def cut(build, patterns, x=X):
