@@ -7,7 +7,7 @@ all, with as many updates each, and validation picks; the scores are of data tha
 trained or chosen on. A network trained from scratch is the control, and the advice of
 `recommend_trainable_layers`, which knows only sizes, stands beside it.
 
-    python -m experiments.unfreeze_depth             under 10 minutes, two cores
+    python -m experiments.unfreeze_depth             about seven minutes, two cores
     python -m experiments.unfreeze_depth --quick     under a minute
 
 Seeded, `runs` seeds from ``1000 * seed`` on; two runs on one machine differ by rounding only.
