@@ -101,6 +101,11 @@ def own_variables(layer: keras.Layer) -> list[keras.Variable]:
     return [*layer._trainable_variables, *layer._non_trainable_variables]
 
 
+def own_state(layer: keras.Layer) -> list[keras.Variable]:
+    """Returns the weights and the random seeds of the layer itself, not of its sublayers."""
+    return own_variables(layer) + [generator.state for generator in layer._seed_generators]
+
+
 def learnable_variables(layer: keras.Layer) -> list[keras.Variable]:
     """Returns the layer's own weights that training may move.
 

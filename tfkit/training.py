@@ -136,8 +136,8 @@ class TrainingState:
         ]
         self._attributes = {name: getattr(model, name) for name in self.ATTRIBUTES if hasattr(model, name)}
 
-    def restore(self) -> None:
-        """Puts everything back."""
+    def restore(self, *, keep_trace: bool = False) -> None:
+        """Puts everything back; with `keep_trace` the train step of now stays, for the next fit."""
         if not self._built:
             for optimizer in _parts(self._model.optimizer):
                 _forget(optimizer)
@@ -145,6 +145,8 @@ class TrainingState:
         for value, before in self._values:
             value.assign(before)
         for name in self.ATTRIBUTES:
+            if name == "train_function" and keep_trace:
+                continue
             if name in self._attributes:
                 setattr(self._model, name, self._attributes[name])
             elif hasattr(self._model, name):

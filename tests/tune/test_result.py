@@ -13,9 +13,9 @@ import pytest
 import tfkit
 from tests.models import dense_net
 from tfkit import SearchResult
-from tfkit.tune.result import BEST, SPEC, TrialRecord, write_json
+from tfkit.tune.result import CHECKPOINTS, SPEC, TrialRecord, write_json
 
-COLUMNS = ["trial", "status", "learning_rate", "score", "best_epoch", "epochs", "seconds", "error"]
+COLUMNS = ["trial", "status", "learning_rate", "score", "best_epoch", "epochs", "seconds", "worker", "error"]
 TRACEBACK = "Traceback (most recent call last):\nRuntimeError: boom"
 
 
@@ -142,7 +142,8 @@ class TestBest:
     def test_model_is_the_one_that_was_saved_and_is_compiled(self, project, tmp_path):
         model = dense_net(seed=3)
         model.compile("adam", "mse")
-        model.save(tmp_path / BEST)
+        (tmp_path / CHECKPOINTS).mkdir()
+        model.save(tmp_path / CHECKPOINTS / "000000.keras")
         loaded = project(completed(0, 1.0)).best_model()
         x = np.ones((4, 6), "float32")
         np.testing.assert_array_equal(loaded.predict(x, verbose=0), model.predict(x, verbose=0))

@@ -24,7 +24,7 @@ from tfkit import SearchResult, SearchSpace
 
 ROOT = pathlib.Path(__file__).parents[2]
 ONES = np.ones((4, 1), "float32")
-COLUMNS = ["trial", "status", "learning_rate", "score", "best_epoch", "epochs", "seconds", "error"]
+COLUMNS = ["trial", "status", "learning_rate", "score", "best_epoch", "epochs", "seconds", "worker", "error"]
 RATES = [0.1, 0.2, 0.3, 0.4]
 
 

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import pathlib
+import warnings
 from typing import TYPE_CHECKING, Any, Literal
 
 from tfkit.errors import ArgumentError, SearchError
@@ -13,7 +14,9 @@ if TYPE_CHECKING:
     import keras
     import pandas as pd
 
-SPEC, TRIALS, BEST = "search.json", "trials", "best.keras"
+SPEC, TRIALS, CHECKPOINTS, SNAPSHOTS = "search.json", "trials", "checkpoints", "snapshots"
+ENGINE = "keras_tuner"  # the folder of keras-tuner's own state
+MEASURES = ("score", "best_epoch", "epochs", "seconds", "worker", "error")  # of a table, after the values
 Status = Literal["completed", "failed", "running", "stopped"]
 
 
@@ -23,13 +26,15 @@ class TrialRecord:
 
     Attributes:
         trial: Its number, from 0.
-        status: ``"completed"``, ``"failed"``, ``"running"`` or ``"stopped"``.
+        status: ``"completed"``, ``"failed"``, ``"running"`` or ``"stopped"``: interrupted, or given
+            up as hopeless, and then without an error.
         hyperparameters: Name to value.
         score: The objective at the best epoch; None without one.
         best_epoch: That epoch, from 0.
         seconds: Wall time.
         error: The traceback of a failed trial.
         history: Metric name to one value an epoch.
+        worker: Which process ran it.
     """
 
     trial: int
@@ -40,6 +45,12 @@ class TrialRecord:
     seconds: float = 0.0
     error: str | None = None
     history: dict[str, list[float]] = dataclasses.field(default_factory=dict)
+    worker: str = ""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no process will go on with it."""
+        return self.status in ("completed", "failed") or (self.status == "stopped" and self.error is None)
 
     def write(self, directory: pathlib.Path) -> None:
         """Puts the record on disk, whole or not at all."""
@@ -53,6 +64,14 @@ def write_json(path: pathlib.Path, content: Any) -> None:
     temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
     temporary.write_text(json.dumps(content, indent=1))
     os.replace(temporary, path)
+
+
+def read_record(path: pathlib.Path) -> TrialRecord | None:
+    """Reads a trial's record; None where there is none or only a part of one."""
+    try:
+        return TrialRecord(**json.loads(path.read_text()))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
 
 
 class SearchResult:
@@ -94,7 +113,7 @@ class SearchResult:
             The trials so far.
 
         Raises:
-            ArgumentError: If no search was ever begun there.
+            ArgumentError: If no search was ever begun there, or its description is torn.
         """
         folder = pathlib.Path(directory)
         if not (folder / SPEC).is_file():
@@ -102,16 +121,21 @@ class SearchResult:
                 "`directory` must be one that tfkit.search has used. "
                 f"Received: directory={str(directory)!r}, which has no {SPEC}."
             )
-        spec = json.loads((folder / SPEC).read_text())
-        trials = [TrialRecord(**json.loads(path.read_text())) for path in folder.glob(f"{TRIALS}/*.json")]
-        return cls(folder, spec, trials)
+        trials = {path: read_record(path) for path in folder.glob(f"{TRIALS}/*.json")}
+        if torn := sorted(path.name for path, record in trials.items() if record is None):
+            warnings.warn(
+                f"{len(torn)} trials are left out, for their records are not whole: {', '.join(torn)} "
+                f"in {str(folder / TRIALS)!r}. Run the search again to have them done.",
+                stacklevel=2,
+            )
+        return cls(folder, read_spec(folder), [record for record in trials.values() if record])
 
     @property
     def table(self) -> "pd.DataFrame":
         """One row a trial.
 
         The columns are `trial`, `status`, one for each hyperparameter, `score`,
-        `best_epoch`, `epochs`, `seconds` and `error`.
+        `best_epoch`, `epochs`, `seconds`, `worker` and `error`.
         """
         import pandas as pd
 
@@ -125,11 +149,12 @@ class SearchResult:
                 "best_epoch": each.best_epoch,
                 "epochs": max(map(len, each.history.values()), default=0),
                 "seconds": each.seconds,
+                "worker": each.worker,
                 "error": each.error,
             }
             for each in self._trials
         ]
-        columns = ["trial", "status", *names, "score", "best_epoch", "epochs", "seconds", "error"]
+        columns = ["trial", "status", *names, *MEASURES]
         return pd.DataFrame(rows, columns=columns)
 
     @property
@@ -172,15 +197,22 @@ class SearchResult:
         """Loads the best trial's model as it was after its best epoch, compiled.
 
         Raises:
-            SearchError: If no trial has completed.
+            SearchError: If no trial has completed, or its file is gone.
         """
-        self.best  # noqa: B018  raises if there is none
+        path = self.directory / CHECKPOINTS / f"{self.best.trial:06d}.keras"
+        if not path.is_file():
+            raise SearchError(
+                "The best trial's model must be there. "
+                f"Received: {str(path)!r}, which is gone. Run the search anew with overwrite=True."
+            )
         import keras
 
-        return keras.models.load_model(self.directory / BEST)
+        from tfkit import per_variable  # noqa: F401 - knows the optimizers that a file may hold
+
+        return keras.models.load_model(path)
 
     def plot(self, path: str | os.PathLike) -> None:
-        """Draws the scores by trial and over learning rate and weight decay.
+        """Draws the scores by trial, over learning rate and weight decay, and each trial as a line.
 
         Args:
             path: The image to write; its ending gives the format.
@@ -188,31 +220,25 @@ class SearchResult:
         Raises:
             SearchError: If no trial has completed.
         """
-        self.best  # noqa: B018
-        import pandas as pd
-        from matplotlib.figure import Figure
+        self.best  # noqa: B018  raises if there is none
+        from tfkit.tune import plots
 
         table = self.table
-        completed = table[table.status == "completed"]
-        figure = Figure(figsize=(10, 4), layout="constrained")
-        left, right = figure.subplots(1, 2)
-        best_so_far = completed.score.cummin() if self.direction == "min" else completed.score.cummax()
-        left.plot(completed.trial, completed.score, "o", label="trial")
-        left.step(completed.trial, best_so_far, where="post", label="best so far")
-        left.set(xlabel="trial", ylabel=self.objective, title="Score by trial")
-        left.legend()
-        axes = [name for name in ("learning_rate", "weight_decay") if name in completed] or self._names[:1]
-        x, y = axes[0], axes[1] if len(axes) > 1 else "score"
-        dots = right.scatter(
-            completed[x], completed[y], c=completed.score, cmap="viridis", edgecolors="black"
-        )
-        right.set(xlabel=x, ylabel=self.objective if y == "score" else y, title="Score over the space")
-        for axis, name in ((right.set_xscale, x), (right.set_yscale, y)):
-            if (
-                name in axes
-                and pd.api.types.is_numeric_dtype(completed[name])
-                and (completed[name] > 0).all()
-            ):
-                axis("log")
-        figure.colorbar(dots, label=self.objective)
-        figure.savefig(path, dpi=120)
+        names = [name for name in table.columns[2 : -len(MEASURES)] if table[name].notna().any()]
+        plots.draw(table, names, self.objective, self.direction).savefig(path, dpi=120)
+
+
+def read_spec(folder: pathlib.Path) -> dict[str, Any]:
+    """Reads what a search in a directory is about.
+
+    Raises:
+        ArgumentError: If the file is torn.
+    """
+    try:
+        return json.loads((folder / SPEC).read_text())
+    except ValueError as error:
+        raise ArgumentError(
+            f"`directory` must hold a whole {SPEC}. "
+            f"Received: directory={str(folder)!r}, whose file is not ({error}). "
+            "Put it back from a copy, or begin anew with overwrite=True."
+        ) from error

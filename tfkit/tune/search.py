@@ -2,7 +2,6 @@
 
 import contextlib
 import inspect
-import io
 import json
 import numbers
 import os
@@ -13,14 +12,24 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from tfkit.errors import ArgumentError, ArgumentTypeError, OutputPathError, SearchError
-from tfkit.tune.result import BEST, SPEC, TRIALS, SearchResult, write_json
+from tfkit.tune.result import (
+    CHECKPOINTS,
+    ENGINE,
+    SNAPSHOTS,
+    SPEC,
+    TRIALS,
+    SearchResult,
+    read_spec,
+    write_json,
+)
 from tfkit.tune.space import LOGARITHMIC, SearchSpace
 
 if TYPE_CHECKING:
     import keras
 
-ENGINE = "keras_tuner"  # the folder of keras-tuner's own state
-TUNERS = ("bayesian", "random", "grid")
+    from tfkit.tune.job import Job
+
+TUNERS = ("bayesian", "random", "hyperband", "grid")
 
 
 def search(
@@ -31,7 +40,7 @@ def search(
     space: SearchSpace,
     validation_data: Any = None,
     validation_split: float = 0.0,
-    tuner: Literal["bayesian", "random", "grid"] = "bayesian",
+    tuner: Literal["bayesian", "random", "hyperband", "grid"] = "bayesian",
     max_trials: int,
     epochs: int,
     objective: str = "val_loss",
@@ -40,13 +49,24 @@ def search(
     callbacks: "Sequence[keras.callbacks.Callback]" = (),
     overwrite: bool = False,
     batch_size: int | None = None,
+    median_stopping: bool = False,
+    keep_checkpoints: int = 1,
+    reuse: bool = True,
+    cache_frozen: bool = True,
+    distribution_strategy: Any = None,
     verbose: int = 1,
 ) -> SearchResult:
     """Searches hyperparameters with keras-tuner and keeps every trial as data.
 
-    Each trial builds a model, sets its optimizer's learning rate and weight decay, trains
-    it, and scores it by its best epoch. A trial that fails is recorded and the search goes
-    on. The same call on the same directory continues where it was stopped.
+    Each trial takes a model in its first state, sets its optimizer's learning rate and
+    weight decay, trains it, and scores it by its best epoch. A trial that fails is recorded
+    and the search goes on. The same call on the same directory continues where it was
+    stopped, an interrupted trial after its last whole epoch.
+
+    What `build` returns is kept and put back exactly for the next trial, with its traced
+    train step, as long as no value that `build(hp)` reads has changed: the learning rate and
+    the weight decay are variables. If layers are frozen, their features are computed once
+    for the whole search.
 
     Args:
         build: ``build()`` or ``build(hp)``, returns a new compiled model each time.
@@ -55,9 +75,9 @@ def search(
         space: What varies.
         validation_data: As `fit` takes it.
         validation_split: Fraction of arrays held out, in [0, 1).
-        tuner: ``"bayesian"``, ``"random"`` or ``"grid"``.
+        tuner: ``"bayesian"``, ``"random"``, ``"hyperband"`` or ``"grid"``.
         max_trials: Trials at most, at least 1.
-        epochs: Epochs a trial, at least 1.
+        epochs: Epochs a trial, at least 1; of Hyperband the most epochs.
         objective: The metric to optimise, ``"val_loss"`` or any name in the history; a
             `keras_tuner.Objective` gives the direction of a metric Keras does not know.
         directory: Where everything is kept.
@@ -65,6 +85,12 @@ def search(
         callbacks: Keras callbacks, copied for each trial.
         overwrite: Whether to delete what the directory holds of an earlier search.
         batch_size: As `fit` takes it.
+        median_stopping: Whether to stop a trial whose best value so far lags behind the median
+            of at least five others at the same epoch; its status is ``"stopped"``.
+        keep_checkpoints: How many of the best trials' models stay on disk, at least 1.
+        reuse: Whether to keep a model for the next trial; False builds every trial's anew.
+        cache_frozen: Whether to compute frozen layers once, as `fit_cached` does.
+        distribution_strategy: A tf.distribute strategy under which models are built.
         verbose: 1 shows one line of progress: trial k of n, the best so far, time left.
 
     Returns:
@@ -91,9 +117,14 @@ def search(
         >>> len(result.table), len(result.history)
         (2, 6)
 
-    Source: keras-tuner's oracles; Snoek et al., Practical Bayesian Optimization (2012).
+    Source: keras-tuner's oracles; Snoek et al., Practical Bayesian Optimization (2012); Li et
+    al., Hyperband (2018).
     """
-    takes_hp = _check(build, space, tuner, max_trials, epochs, validation_split)
+    takes_hp = _check(build, space, tuner, validation_split)
+    counts = {"max_trials": max_trials, "epochs": epochs, "keep_checkpoints": keep_checkpoints}
+    for name, count in counts.items():
+        if not isinstance(count, numbers.Integral) or isinstance(count, bool) or count < 1:
+            raise ArgumentError(f"`{name}` must be at least 1. Received: {name}={count!r}.")
     _check_fit(x, y, validation_split, callbacks, seed)
     goal = _objective(objective)
     if goal.name.startswith("val_") and validation_data is None and not validation_split:
@@ -112,11 +143,28 @@ def search(
     }
     folder = _prepare(pathlib.Path(directory), spec, overwrite)
 
-    fit = {"x": x, "y": y, "epochs": int(epochs), "batch_size": batch_size, "verbose": 0}
+    from tfkit.tune.job import Job
+
+    fit = {"x": x, "y": y, "batch_size": batch_size, "shuffle": not _is_dataset(x), "verbose": 0}
     fit |= {"validation_data": validation_data, "validation_split": validation_split}
-    model_of = (build, takes_hp, space)
-    oracle_of = (tuner, goal, int(max_trials), space, seed)
-    _run(folder, model_of, oracle_of, fit, callbacks, seed, verbose)
+    job = Job(
+        build,
+        takes_hp,
+        space,
+        fit,
+        tuner,
+        goal,
+        int(max_trials),
+        int(epochs),
+        callbacks,
+        seed,
+        reuse,
+        cache_frozen,
+        int(keep_checkpoints),
+        median_stopping,
+        distribution_strategy,
+    )
+    _run(job, folder, verbose)
     result = SearchResult.load(folder)
     if not (result.table.status == "completed").any():
         raise SearchError(
@@ -126,51 +174,32 @@ def search(
     return result
 
 
-def _run(
-    folder: pathlib.Path,
-    model_of: tuple,
-    oracle_of: tuple,
-    fit: dict[str, Any],
-    callbacks: Any,
-    seed: int | None,
-    verbose: int,
-) -> None:
+def _run(job: "Job", folder: pathlib.Path, verbose: int) -> None:
     """Runs the trials that are still to come; each leaves its record in `folder`."""
-    import tensorflow as tf
-
-    from tfkit.tune.oracles import make_oracle
-    from tfkit.tune.trial import Hypermodel, SearchTuner, WrongCallError
+    from tfkit.tune.bench import WrongCallError
+    from tfkit.tune.job import engine
 
     before = SearchResult.load(folder)
     best = float(before.best.score) if (before.table.status == "completed").any() else None
-    fit["shuffle"] = not isinstance(fit["x"], tf.data.Dataset)  # a Dataset shuffles itself
-    oracle = make_oracle(*oracle_of)
-    continued = (folder / ENGINE).is_dir()
-    with _progress(oracle.max_trials, fit["epochs"], oracle.objective.name, best, verbose) as progress:
+    with _progress(job.max_trials, job.epochs, job.objective.name, best, verbose) as progress:
         try:
-            # keras-tuner prints a line when it takes up a search; no code of the user runs then
-            with contextlib.redirect_stdout(io.StringIO()) if continued else contextlib.nullcontext():
-                engine = SearchTuner(
-                    oracle=oracle,
-                    hypermodel=Hypermodel(*model_of),
-                    directory=str(folder),
-                    project_name=ENGINE,
-                    search_directory=folder,
-                    progress=progress,
-                    seed=seed,
-                    best=best,
-                )
-            engine.oracle.verbose = 0
-            engine.search(fit=fit, callbacks=callbacks)
+            with engine(job, folder, progress, worker="tuner0") as tuner:
+                tuner.oracle.verbose = 0
+                tuner.search()
         except WrongCallError:
             if best is None:
                 _forget(folder)  # or the corrected call would find another search here
             raise
+    shutil.rmtree(folder / SNAPSHOTS, ignore_errors=True)  # every trial is over
 
 
-def _check(
-    build: object, space: object, tuner: str, max_trials: int, epochs: int, validation_split: float
-) -> bool:
+def _is_dataset(x: Any) -> bool:
+    import tensorflow as tf
+
+    return isinstance(x, tf.data.Dataset)
+
+
+def _check(build: object, space: object, tuner: str, validation_split: float) -> bool:
     """Checks what can be checked before anything is loaded; tells if `build` takes `hp`."""
     if not callable(build) or hasattr(build, "trainable_variables"):
         raise ArgumentTypeError(
@@ -184,9 +213,6 @@ def _check(
         )
     if tuner not in TUNERS:
         raise ArgumentError(f"`tuner` must be one of {', '.join(TUNERS)}. Received: tuner={tuner!r}.")
-    for name, count in (("max_trials", max_trials), ("epochs", epochs)):
-        if not isinstance(count, numbers.Integral) or isinstance(count, bool) or count < 1:
-            raise ArgumentError(f"`{name}` must be at least 1. Received: {name}={count!r}.")
     if not 0 <= validation_split < 1:
         raise ArgumentError(
             "`validation_split` is the fraction held out and must lie in [0, 1). "
@@ -274,7 +300,7 @@ def _prepare(folder: pathlib.Path, spec: dict[str, Any], overwrite: bool) -> pat
             "`directory` must be a folder that can be written to. "
             f"Received: directory={str(folder)!r} ({error})."
         ) from error
-    before = json.loads((folder / SPEC).read_text())
+    before = read_spec(folder)
     now = json.loads(json.dumps(spec))
     differences = [
         f"{name}: {before.get(name)!r} there, {now[name]!r} here"
@@ -292,10 +318,9 @@ def _prepare(folder: pathlib.Path, spec: dict[str, Any], overwrite: bool) -> pat
 
 def _forget(folder: pathlib.Path) -> None:
     """Deletes what a search keeps in its directory, and nothing else."""
-    for name in (TRIALS, ENGINE):
+    for name in (TRIALS, CHECKPOINTS, SNAPSHOTS, ENGINE):
         shutil.rmtree(folder / name, ignore_errors=True)
-    for name in (SPEC, BEST):
-        (folder / name).unlink(missing_ok=True)
+    (folder / SPEC).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import keras_tuner
 
 LOGARITHMIC = ("learning_rate", "weight_decay")
-COLUMNS = ("trial", "status", "score", "best_epoch", "epochs", "seconds", "error")  # a result's own
+COLUMNS = ("trial", "status", "score", "best_epoch", "epochs", "seconds", "worker", "error")  # a result's own
 
 
 class SearchSpace:

@@ -1,4 +1,4 @@
-"""One trial: build, set the rate and the decay, fit, keep the best epoch."""
+"""One trial: a model in its first state, a rate and a decay, epochs, a score."""
 
 import copy
 import math
@@ -7,114 +7,106 @@ import pathlib
 import time
 import traceback
 import warnings
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
 import keras_tuner
+import numpy as np
 
-from tfkit.errors import ArgumentError, ArgumentTypeError
-from tfkit.tune.result import BEST, TrialRecord
-from tfkit.tune.space import LOGARITHMIC, SearchSpace
+from tfkit.tune.bench import Bench, WrongCallError, moving_variables, plain_decay
+from tfkit.tune.ledger import Ledger
+from tfkit.tune.result import SNAPSHOTS, TrialRecord
+from tfkit.tune.snapshot import Snapshot, read_values, write_values
 
-
-class WrongCallError(ArgumentError):
-    """A mistake in the call of `search` itself, which no other trial would mend."""
-
-
-class NoModelError(WrongCallError, ArgumentTypeError):
-    """A `build` that returns something else than a model."""
+LEAST_TRIALS = 5  # to compare with before one is called hopeless
 
 
-class Hypermodel(keras_tuner.HyperModel):
-    """A user's `build`, with the learning rate and weight decay of a trial applied."""
+class EpochKeeper(keras.callbacks.Callback):
+    """Keeps what a trial has reached after every epoch: in its record, on disk, and the best in memory.
 
-    def __init__(self, build: Callable[..., keras.Model], takes_hp: bool, space: SearchSpace):
-        super().__init__()
-        self._make = build
-        self._takes_hp = takes_hp
-        self._space = space
-        self._last: list[weakref.ref[keras.Variable]] = []
+    Args:
+        objective: What is optimised.
+        record: The trial's record, which is written after every epoch.
+        folder: The search's directory.
+        before: What an interrupted run of this trial left; None at its beginning.
+        is_hopeless: Tells from the objective's values so far whether to stop the trial.
+        on_epoch: Called with the number of epochs done.
+    """
 
-    def build(self, hp: keras_tuner.HyperParameters) -> keras.Model:
-        model = self._make(hp) if self._takes_hp else self._make()
-        optimizer = _optimizer(model)
-        self._require_fresh(model)
-        for name in LOGARITHMIC:
-            if name in self._space.entries:
-                setattr(optimizer, name, hp.get(name))
-        return model
-
-    def _require_fresh(self, model: keras.Model) -> None:
-        """Checks that no weight that trains was there in the trial before."""
-        before = {id(variable) for reference in self._last if (variable := reference()) is not None}
-        shared = [variable.path for variable in model.trainable_variables if id(variable) in before]
-        if shared:
-            raise WrongCallError(
-                "`build` must make new weights each time, or trials would train each other's. "
-                f"Received: model={model.name!r}, twice with the same {', '.join(shared[:3])}. "
-                "Create, load or clone what trains inside `build`."
-            )
-        self._last = [weakref.ref(variable) for variable in model.trainable_variables]
-
-
-def _optimizer(model: object) -> keras.optimizers.Optimizer:
-    if not isinstance(model, keras.Model):
-        raise NoModelError(
-            "`build` must return a compiled Keras 3 model. "
-            f"Received: {model!r} of type {type(model).__module__}.{type(model).__name__}."
-        )
-    if not model.compiled:
-        raise WrongCallError(
-            "`build` must return a compiled model, so that the search knows its loss. "
-            f"Received: model={model.name!r}, not compiled. Call model.compile(optimizer, loss) in `build`."
-        )
-    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
-    if not isinstance(optimizer._learning_rate, keras.Variable):
-        raise WrongCallError(
-            "The optimizer must be made with a number as its learning rate, for the search sets it. "
-            f"Received: learning_rate={optimizer._learning_rate!r} in model {model.name!r}. "
-            "Pass a float to the optimizer and the curve as a callback."
-        )
-    return optimizer
-
-
-class BestEpoch(keras.callbacks.Callback):
-    """Keeps the weights of the epoch with the best objective, in memory."""
-
-    def __init__(self, objective: keras_tuner.Objective, on_epoch: Callable[[int], None]):
+    def __init__(
+        self,
+        objective: keras_tuner.Objective,
+        record: TrialRecord,
+        folder: pathlib.Path,
+        before: Snapshot | None,
+        is_hopeless: Callable[[list[float]], bool],
+        on_epoch: Callable[[int], None],
+    ):
         super().__init__()
         self.objective = objective
-        self.value: float | None = None
-        self.epoch: int | None = None
-        self.weights: list[Any] | None = None
-        self.history: dict[str, list[float]] = {}
-        self._on_epoch = on_epoch
+        self.best: list[np.ndarray] | None = None
+        self.hopeless = False
+        self._record, self._folder = record, folder
+        self._is_hopeless, self._on_epoch = is_hopeless, on_epoch
+        if before is not None:
+            record.history = before.history
+            self._judge()
+            self.best = before.best
+
+    @property
+    def values(self) -> list[float]:
+        """The objective so far, one value an epoch."""
+        return self._record.history.get(self.objective.name, [])
+
+    def _judge(self) -> bool:
+        """Notes the best epoch so far and tells whether that is the last one."""
+        finite = [(value, epoch) for epoch, value in enumerate(self.values) if math.isfinite(value)]
+        if not finite:
+            return False
+        sign = 1 if self.objective.direction == "min" else -1
+        value, epoch = min(finite, key=lambda each: (sign * each[0], each[1]))
+        self._record.score, self._record.best_epoch = value, epoch
+        return epoch == len(self.values) - 1
 
     def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
-        self._on_epoch(epoch)
         for name, metric in (logs or {}).items():
-            self.history.setdefault(name, []).append(float(metric))
-        if self.objective.name not in self.history:
+            self._record.history.setdefault(name, []).append(float(metric))
+        if self.objective.name not in self._record.history:
             raise WrongCallError(
                 "`objective` must be a metric that training reports. "
                 f"Received: objective={self.objective.name!r}; "
                 f"the history has {', '.join(sorted(logs or {}))}."
             )
-        value = float(logs[self.objective.name])
-        if math.isfinite(value) and (self.value is None or self.objective.better_than(value, self.value)):
-            self.value, self.epoch = value, epoch
-            self.weights = self.model.get_weights()
+        if self._judge():
+            self.best = read_values(moving_variables(self.model))
+        if self.best is not None:
+            Snapshot.take(self.model, self.best, self._record.history).write(
+                snapshot_path(self._folder, self._record.trial)
+            )
+        self._record.write(self._folder)
+        self._on_epoch(epoch + 1)
+        if self._is_hopeless(self.values):
+            self.hopeless = self.model.stop_training = True
+
+
+def snapshot_path(folder: pathlib.Path, trial: int) -> pathlib.Path:
+    """Returns where the state of a trial that is not over is kept."""
+    return folder / SNAPSHOTS / f"{trial:06d}.npz"
 
 
 class SearchTuner(keras_tuner.engine.base_tuner.BaseTuner):
-    """keras-tuner's loop, with records, progress and one checkpoint added.
+    """keras-tuner's loop, with records, snapshots, progress and checkpoints added.
 
     Args:
-        directory: Where the search keeps its files.
+        search_directory: Where the search keeps its files.
+        bench: Gives each trial its model and trains it.
+        epochs: Epochs of a trial, unless the oracle says otherwise.
+        callbacks: Keras callbacks, copied for each trial.
+        keep_checkpoints: How many of the best models stay on disk.
+        median_stopping: Whether to stop hopeless trials.
         progress: Called as ``progress(trial, epoch, best)``.
-        seed: Seeds every trial alike; None leaves randomness alone.
+        worker: The name of this process in the records.
         **kwargs: Keras-tuner's own arguments.
     """
 
@@ -122,55 +114,107 @@ class SearchTuner(keras_tuner.engine.base_tuner.BaseTuner):
         self,
         *,
         search_directory: pathlib.Path,
+        bench: Bench,
+        epochs: int,
+        callbacks: Sequence[keras.callbacks.Callback],
+        keep_checkpoints: int,
+        median_stopping: bool,
         progress: Callable[[int, int, float | None], None],
-        seed: int | None,
-        best: float | None,
+        worker: str,
+        oracle: keras_tuner.Oracle,
         **kwargs: Any,
     ):
-        super().__init__(**kwargs)
-        self._folder = search_directory
-        self._progress = progress
-        self._seed = seed
-        self._best = best
+        objective = oracle.objective
+        self._folder, self._bench = search_directory, bench
+        self._epochs, self._callbacks = epochs, callbacks
+        self._keep_checkpoints, self._median_stopping = keep_checkpoints, median_stopping
+        self._progress, self._worker = progress, worker
+        self.ledger = Ledger(search_directory, objective.name, objective.direction)
+        super().__init__(oracle=oracle, hypermodel=bench, **kwargs)
 
-    def run_trial(
-        self, trial: Any, *, fit: Mapping[str, Any], callbacks: Sequence[keras.callbacks.Callback]
-    ) -> keras.callbacks.History:
-        number = int(trial.trial_id)
-        record = TrialRecord(number, "running", dict(trial.hyperparameters.values))
+    def run_trial(self, trial: Any) -> dict[str, float]:
+        number, values = int(trial.trial_id), dict(trial.hyperparameters.values)
+        own = {name: value for name, value in values.items() if not name.startswith("tuner/")}
+        record = TrialRecord(number, "running", own, worker=self._worker)
         record.write(self._folder)
         start = time.perf_counter()
-        if self._seed is not None:
-            keras.utils.set_random_seed(self._seed)
-        best = BestEpoch(self.oracle.objective, lambda epoch: self._progress(number, epoch + 1, self._best))
         try:
-            model = self.hypermodel.build(trial.hyperparameters)
-            model.fit(**fit, callbacks=[*copy.deepcopy(list(callbacks)), best])
-            if best.value is None:
-                raise keras_tuner.errors.FailedTrialError(
-                    f"{best.objective.name} was never a finite number: {best.history[best.objective.name]}"
-                )
-            record.status, record.score, record.best_epoch = "completed", best.value, best.epoch
-            self._keep_if_best(model, best)
-            self._progress(number, best.params["epochs"], self._best)
+            self._train(trial, record, values)
         except BaseException as error:
             record.status = "failed" if isinstance(error, Exception) else "stopped"
             record.error = traceback.format_exc()
+            if record.is_over:
+                snapshot_path(self._folder, number).unlink(missing_ok=True)
             raise
         finally:
-            record.history = best.history
             record.seconds = time.perf_counter() - start
             record.write(self._folder)
-        return model.history
+        self.ledger.keep(self._keep_checkpoints)
+        if not values.get("tuner/epochs"):  # Hyperband may go on from there
+            snapshot_path(self._folder, number).unlink(missing_ok=True)
+        self._progress(number, self._epochs, self.ledger.best)
+        return {self.oracle.objective.name: record.score}
 
-    def _keep_if_best(self, model: keras.Model, best: BestEpoch) -> None:
-        if self._best is not None and not self.oracle.objective.better_than(best.value, self._best):
+    def _train(self, trial: Any, record: TrialRecord, values: dict[str, Any]) -> None:
+        """Trains a trial's model and notes the outcome in its record."""
+        number, best = record.trial, self.ledger.best
+        model = self._bench.build(trial.hyperparameters)
+        begun, before = self._begun(record, values, model)
+        keeper = EpochKeeper(
+            self.oracle.objective,
+            record,
+            self._folder,
+            before,
+            lambda seen: self._median_stopping and self.ledger.is_hopeless(seen, LEAST_TRIALS),
+            lambda epoch: self._progress(number, epoch, best),
+        )
+        callbacks = copy.deepcopy(list(self._callbacks))
+        _log_hyperparameters(callbacks, record)
+        epochs = values.get("tuner/epochs") or self._epochs
+        if begun < epochs:
+            self._bench.fit(
+                model, {"epochs": epochs, "initial_epoch": begun, "callbacks": [*callbacks, keeper]}
+            )
+        if keeper.best is None:
+            raise keras_tuner.errors.FailedTrialError(
+                f"{keeper.objective.name} was never a finite number: {keeper.values}"
+            )
+        record.status = "stopped" if keeper.hopeless else "completed"
+        if record.status == "completed":
+            self._save_if_good(model, keeper, record)
+
+    def _begun(
+        self, record: TrialRecord, values: dict[str, Any], model: keras.Model
+    ) -> tuple[int, Snapshot | None]:
+        """Puts the model where this trial was interrupted, or where the one before it in Hyperband ended.
+
+        Returns the epochs that are done, and what an interrupted run of this trial left.
+        """
+        own = Snapshot.read(snapshot_path(self._folder, record.trial))
+        if own is not None and model.optimizer.built and own.fits(model):
+            own.put_into(model)
+            done = max(map(len, own.history.values()))
+            return values.get("tuner/initial_epoch", 0) + done, own
+        if past := values.get("tuner/trial_id"):
+            earlier = Snapshot.read(snapshot_path(self._folder, int(past)))
+            if earlier is not None and earlier.fits(model):
+                earlier.put_into(model)
+                return values["tuner/initial_epoch"], None
+        return 0, None
+
+    def _save_if_good(self, model: keras.Model, keeper: EpochKeeper, record: TrialRecord) -> None:
+        """Saves the model as it was after its best epoch, if it is among the best so far."""
+        sign = 1 if self.oracle.objective.direction == "min" else -1
+        ahead = [each for each in self.ledger.ranked() if sign * each.score <= sign * record.score]
+        if len(ahead) >= self._keep_checkpoints:
             return
-        model.set_weights(best.weights)
-        temporary = self._folder / f".{os.getpid()}.{BEST}"
-        model.save(temporary)
-        os.replace(temporary, self._folder / BEST)
-        self._best = best.value
+        write_values(moving_variables(model), keeper.best)
+        path = self.ledger.checkpoint(record.trial)
+        path.parent.mkdir(exist_ok=True)
+        temporary = path.with_name(f".{os.getpid()}.keras")
+        with plain_decay(model):
+            model.save(temporary)
+        os.replace(temporary, path)
 
     def _try_run_and_update_trial(self, trial: Any, *args: Any, **kwargs: Any) -> None:
         try:
@@ -197,3 +241,22 @@ class SearchTuner(keras_tuner.engine.base_tuner.BaseTuner):
 
     def on_search_begin(self) -> None:
         self.save()  # so that a search killed in its first trial is known to the next call
+
+    def save(self) -> None:
+        """Marks the project as begun; all that counts is in the oracle's files."""
+        pathlib.Path(self._get_tuner_fname()).write_text("{}")
+
+    def reload(self) -> None:
+        self.oracle.reload()
+
+
+def _log_hyperparameters(callbacks: list[keras.callbacks.Callback], record: TrialRecord) -> None:
+    """Gives each trial a folder of TensorBoard's, with its values for the HParams page."""
+    for each in callbacks:
+        if isinstance(each, keras.callbacks.TensorBoard):
+            import tensorflow as tf
+            from tensorboard.plugins.hparams import api
+
+            each.log_dir = os.path.join(each.log_dir, f"trial_{record.trial:06d}")
+            with tf.summary.create_file_writer(each.log_dir).as_default():
+                api.hparams(record.hyperparameters, trial_id=f"{record.trial:06d}")
