@@ -602,7 +602,7 @@ class TestRefusedBuilds:
         model = one_weight()
         rule = r"must make new weights each time.*Received: model=.*twice with the same .*kernel.*`build`"
         with pytest.raises(tfkit.ArgumentError, match=rule):
-            run(tmp_path, lambda: model, max_trials=max_trials)
+            run(tmp_path, lambda: model, max_trials=max_trials, reuse=False)
 
     def test_a_model_that_trains_a_layer_of_the_last_one(self, tmp_path):
         shared = keras.layers.Dense(1, use_bias=False)
@@ -613,7 +613,7 @@ class TestRefusedBuilds:
             return model
 
         with pytest.raises(tfkit.ArgumentError, match="`build` must make new weights each time"):
-            run(tmp_path, share)
+            run(tmp_path, share, reuse=False)
 
     @pytest.mark.parametrize("value", [None, "model", 3])
     def test_what_is_no_function(self, tmp_path, value):

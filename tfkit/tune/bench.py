@@ -122,7 +122,8 @@ class Bench(keras_tuner.HyperModel):
         if not model.built:  # Keras builds it in `fit`
             return
         if not model.optimizer.built:
-            model.optimizer.build(model.trainable_variables)
+            with inner_optimizer(model)._distribution_strategy.scope():
+                model.optimizer.build(model.trainable_variables)
         if "weight_decay" in self._space.entries:
             _make_live(inner_optimizer(model))
         self._state = TrainingState(model)

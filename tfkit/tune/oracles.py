@@ -29,7 +29,8 @@ class _Careful:
         except (ValueError, FileNotFoundError) as error:
             raise SearchError(
                 "A search goes on from its oracle's file, which must be whole. "
-                f"Received: {str(path)!r} ({error}). Put it back from a copy, or begin anew with overwrite=True."
+                f"Received: {str(path)!r} ({error}). "
+                "Put it back from a copy, or begin anew with overwrite=True."
             ) from error
         for folder in sorted(pathlib.Path(self._project_dir).glob("trial_*")):
             self.trials[folder.name.removeprefix("trial_")] = self._read_trial(folder, state)
