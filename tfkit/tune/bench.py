@@ -119,7 +119,7 @@ class Bench(keras_tuner.HyperModel):
 
     def _prepare(self, model: keras.Model) -> None:
         """Remembers the first state, and computes what is frozen."""
-        if not model.built:  # Keras builds it in `fit`
+        if not (model.built and self._reuse):  # Keras builds it in `fit`
             return
         if not model.optimizer.built:
             with inner_optimizer(model)._distribution_strategy.scope():

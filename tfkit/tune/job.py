@@ -67,16 +67,17 @@ Progress = Callable[[int, int, float | None], None]
 
 
 @contextlib.contextmanager
-def engine(job: Job, folder: pathlib.Path, progress: Progress, worker: str) -> Iterator[SearchTuner]:
+def engine(
+    job: Job, folder: pathlib.Path, progress: Progress, worker: str, client: Any = None
+) -> Iterator[SearchTuner]:
     """Gives keras-tuner's loop over the trials that are still to come.
-
-    Where the environment names a chief, the trials are the chief's.
 
     Args:
         job: The search.
         folder: Its directory.
         progress: Called as ``progress(trial, epoch, best)``.
         worker: The name of this process in the records.
+        client: The way to a chief that gives out the trials; None to propose them here.
     """
     moves = any(getattr(each, "moves_boundary", False) for each in job.callbacks)
     with contextlib.ExitStack() as lifetime:
@@ -106,5 +107,6 @@ def engine(job: Job, folder: pathlib.Path, progress: Progress, worker: str) -> I
                 keep_checkpoints=job.keep_checkpoints,
                 median_stopping=job.median_stopping,
                 worker=worker,
+                client=client,
             )
         yield made

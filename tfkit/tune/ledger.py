@@ -21,6 +21,13 @@ class Ledger:
         self._sign = 1.0 if direction == "min" else -1.0
         self._ended: dict[int, TrialRecord] = {}
 
+    def records(self) -> list[TrialRecord]:
+        """Returns all trials that have begun."""
+        ended = self.ended()
+        paths = (self._folder / TRIALS).glob("*.json")
+        running = [read_record(path) for path in paths if int(path.stem) not in ended]
+        return [*ended.values(), *(record for record in running if record is not None)]
+
     def ended(self) -> dict[int, TrialRecord]:
         """Returns the trials that completed, failed or were stopped for good, by number."""
         for path in (self._folder / TRIALS).glob("*.json"):

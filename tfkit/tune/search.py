@@ -6,7 +6,9 @@ import json
 import numbers
 import os
 import pathlib
+import re
 import shutil
+import socket
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -45,6 +47,9 @@ def search(
     epochs: int,
     objective: str = "val_loss",
     directory: str | os.PathLike,
+    workers: int = 1,
+    chief: str | None = None,
+    worker: str | None = None,
     seed: int | None = None,
     callbacks: "Sequence[keras.callbacks.Callback]" = (),
     overwrite: bool = False,
@@ -81,6 +86,11 @@ def search(
         objective: The metric to optimise, ``"val_loss"`` or any name in the history; a
             `keras_tuner.Objective` gives the direction of a metric Keras does not know.
         directory: Where everything is kept.
+        workers: Processes on this machine, each with its share of cores, or a GPU of its own.
+            keras-tuner's chief runs here and listens on loopback only.
+        chief: ``"HOST:PORT"`` to listen on for workers on any machine that shares `directory`;
+            nothing is trained here.
+        worker: The chief's ``"HOST:PORT"``: this process runs trials until there are none left.
         seed: Seeds the tuner, and every trial alike; None leaves randomness alone.
         callbacks: Keras callbacks, copied for each trial.
         overwrite: Whether to delete what the directory holds of an earlier search.
@@ -122,10 +132,12 @@ def search(
     """
     takes_hp = _check(build, space, tuner, validation_split)
     counts = {"max_trials": max_trials, "epochs": epochs, "keep_checkpoints": keep_checkpoints}
+    counts["workers"] = workers
     for name, count in counts.items():
         if not isinstance(count, numbers.Integral) or isinstance(count, bool) or count < 1:
             raise ArgumentError(f"`{name}` must be at least 1. Received: {name}={count!r}.")
     _check_fit(x, y, validation_split, callbacks, seed)
+    _check_places(workers, chief, worker, distribution_strategy)
     goal = _objective(objective)
     if goal.name.startswith("val_") and validation_data is None and not validation_split:
         raise ArgumentError(
@@ -164,7 +176,7 @@ def search(
         median_stopping,
         distribution_strategy,
     )
-    _run(job, folder, verbose)
+    _run(job, folder, verbose, workers, chief, worker)
     result = SearchResult.load(folder)
     if not (result.table.status == "completed").any():
         raise SearchError(
@@ -174,18 +186,29 @@ def search(
     return result
 
 
-def _run(job: "Job", folder: pathlib.Path, verbose: int) -> None:
+def _run(
+    job: "Job", folder: pathlib.Path, verbose: int, workers: int, chief: str | None, worker: str | None
+) -> None:
     """Runs the trials that are still to come; each leaves its record in `folder`."""
     from tfkit.tune.bench import WrongCallError
     from tfkit.tune.job import engine
+    from tfkit.tune.launch import run_workers, serve, work
 
     before = SearchResult.load(folder)
     best = float(before.best.score) if (before.table.status == "completed").any() else None
     with _progress(job.max_trials, job.epochs, job.objective.name, best, verbose) as progress:
         try:
-            with engine(job, folder, progress, worker="tuner0") as tuner:
-                tuner.oracle.verbose = 0
-                tuner.search()
+            if worker is not None:
+                work(job, folder, worker, f"{socket.gethostname()}-{os.getpid()}")
+                return  # the chief tidies up
+            if chief is not None:
+                serve(job, folder, chief, progress)
+            elif workers > 1:
+                run_workers(job, folder, workers, progress)
+            else:
+                with engine(job, folder, progress, worker="tuner0") as tuner:
+                    tuner.oracle.verbose = 0
+                    tuner.search()
         except WrongCallError:
             if best is None:
                 _forget(folder)  # or the corrected call would find another search here
@@ -268,6 +291,26 @@ def _check_fit(x: Any, y: Any, validation_split: float, callbacks: Any, seed: An
         raise ArgumentError(
             "`x` and `y` must hold as many samples. "
             f"Received: x of shape {tuple(x.shape)}, y of shape {tuple(y.shape)}."
+        )
+
+
+def _check_places(workers: int, chief: str | None, worker: str | None, strategy: Any) -> None:
+    """Checks that a search is asked to run in one place, and that addresses are some."""
+    if (workers > 1) + (chief is not None) + (worker is not None) > 1:
+        raise ArgumentError(
+            "A process is a chief, or a worker, or starts workers of its own. "
+            f"Received: workers={workers!r}, chief={chief!r}, worker={worker!r}. Pass one of them."
+        )
+    for name, address in (("chief", chief), ("worker", worker)):
+        if address is not None and not re.fullmatch(r"[^\s:]+:\d{1,5}|\[[^\]]+\]:\d{1,5}", address):
+            raise ArgumentError(
+                f"`{name}` must be an address such as '127.0.0.1:9000'. Received: {name}={address!r}."
+            )
+    if workers > 1 and strategy is not None:
+        raise ArgumentError(
+            "A strategy belongs to one process. "
+            f"Received: workers={workers!r} and distribution_strategy={strategy!r}. "
+            "Use one of them, or start workers with `tfkit tune` from a job that makes its strategy."
         )
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from tfkit.tune.bench import Bench, WrongCallError, moving_variables, plain_decay
 from tfkit.tune.ledger import Ledger
-from tfkit.tune.result import SNAPSHOTS, TrialRecord
+from tfkit.tune.result import SNAPSHOTS, TrialRecord, write_json
 from tfkit.tune.snapshot import Snapshot, read_values, write_values
 
 LEAST_TRIALS = 5  # to compare with before one is called hopeless
@@ -107,6 +107,7 @@ class SearchTuner(keras_tuner.engine.base_tuner.BaseTuner):
         median_stopping: Whether to stop hopeless trials.
         progress: Called as ``progress(trial, epoch, best)``.
         worker: The name of this process in the records.
+        client: The way to a chief that gives out the trials, if there is one.
         **kwargs: Keras-tuner's own arguments.
     """
 
@@ -121,6 +122,7 @@ class SearchTuner(keras_tuner.engine.base_tuner.BaseTuner):
         median_stopping: bool,
         progress: Callable[[int, int, float | None], None],
         worker: str,
+        client: Any,
         oracle: keras_tuner.Oracle,
         **kwargs: Any,
     ):
@@ -128,9 +130,11 @@ class SearchTuner(keras_tuner.engine.base_tuner.BaseTuner):
         self._folder, self._bench = search_directory, bench
         self._epochs, self._callbacks = epochs, callbacks
         self._keep_checkpoints, self._median_stopping = keep_checkpoints, median_stopping
-        self._progress, self._worker = progress, worker
+        self._progress, self._worker, self._client = progress, worker, client
         self.ledger = Ledger(search_directory, objective.name, objective.direction)
         super().__init__(oracle=oracle, hypermodel=bench, **kwargs)
+        if client is not None:
+            self.oracle, self.tuner_id = client, worker
 
     def run_trial(self, trial: Any) -> dict[str, float]:
         number, values = int(trial.trial_id), dict(trial.hyperparameters.values)
@@ -244,10 +248,14 @@ class SearchTuner(keras_tuner.engine.base_tuner.BaseTuner):
 
     def save(self) -> None:
         """Marks the project as begun; all that counts is in the oracle's files."""
-        pathlib.Path(self._get_tuner_fname()).write_text("{}")
+        if self._client is None:
+            write_json(pathlib.Path(self._get_tuner_fname()), {})
 
     def reload(self) -> None:
-        self.oracle.reload()
+        if self._client is None:
+            self.oracle.reload()
+        else:
+            self._populate_initial_space()
 
 
 def _log_hyperparameters(callbacks: list[keras.callbacks.Callback], record: TrialRecord) -> None:
