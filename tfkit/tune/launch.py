@@ -135,7 +135,7 @@ class _Worker:
     def __init__(self, job: pathlib.Path, name: str, address: str, number: int, count: int):
         self._log = job.parent / f"{name}.log"
         self._command = [sys.executable, "-m", "tfkit.tune.worker", str(job), name, address]
-        self._environment = {**os.environ, **_share(number, count)}
+        self._environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **_share(number, count)}
         self._deaths = 0
         self._epochs = -1
         self._start()

@@ -54,9 +54,13 @@ class TrialRecord:
 
     def write(self, directory: pathlib.Path) -> None:
         """Puts the record on disk, whole or not at all."""
-        folder = directory / TRIALS
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / f"{self.trial:06d}.json", dataclasses.asdict(self))
+        path = self.path(directory)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, dataclasses.asdict(self))
+
+    def path(self, directory: pathlib.Path) -> pathlib.Path:
+        """Returns where the record is kept."""
+        return directory / TRIALS / f"{self.trial:06d}.json"
 
 
 def write_json(path: pathlib.Path, content: Any) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 
 from tfkit.tune.bench import Bench, WrongCallError, moving_variables, plain_decay
 from tfkit.tune.ledger import Ledger
-from tfkit.tune.result import SNAPSHOTS, TrialRecord, write_json
+from tfkit.tune.result import SNAPSHOTS, TrialRecord, read_record, write_json
 from tfkit.tune.snapshot import Snapshot, read_values, write_values
 
 LEAST_TRIALS = 5  # to compare with before one is called hopeless
@@ -49,6 +49,7 @@ class EpochKeeper(keras.callbacks.Callback):
         self.hopeless = False
         self._record, self._folder = record, folder
         self._is_hopeless, self._on_epoch = is_hopeless, on_epoch
+        self._start = time.perf_counter() - record.seconds
         if before is not None:
             record.history = before.history
             self._judge()
@@ -84,6 +85,7 @@ class EpochKeeper(keras.callbacks.Callback):
             Snapshot.take(self.model, self.best, self._record.history).write(
                 snapshot_path(self._folder, self._record.trial)
             )
+        self._record.seconds = time.perf_counter() - self._start
         self._record.write(self._folder)
         self._on_epoch(epoch + 1)
         if self._is_hopeless(self.values):
@@ -140,8 +142,11 @@ class SearchTuner(keras_tuner.engine.base_tuner.BaseTuner):
         number, values = int(trial.trial_id), dict(trial.hyperparameters.values)
         own = {name: value for name, value in values.items() if not name.startswith("tuner/")}
         record = TrialRecord(number, "running", own, worker=self._worker)
+        earlier = read_record(record.path(self._folder))
+        if earlier is not None and not earlier.is_over:
+            record.seconds = earlier.seconds
         record.write(self._folder)
-        start = time.perf_counter()
+        start = time.perf_counter() - record.seconds
         try:
             self._train(trial, record, values)
         except BaseException as error:

@@ -1,0 +1,95 @@
+"""The command line: ``tfkit tune JOB``."""
+
+import importlib.util
+import inspect
+import pathlib
+import sys
+from types import ModuleType
+from typing import Any
+
+import click
+import cloudpickle
+
+import tfkit
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(tfkit.__version__, prog_name="tfkit")
+def main() -> None:
+    """A pretrained Keras model to a small, fast, verified artifact on a device."""
+
+
+@main.command()
+@click.argument("job", type=click.Path(exists=True, dir_okay=False, path_type=pathlib.Path))
+@click.option("-d", "--directory", required=True, help="Where the search is kept; shared by all machines.")
+@click.option("--max-trials", type=int, required=True, help="Trials at most.")
+@click.option("--epochs", type=int, required=True, help="Epochs a trial; of Hyperband the most epochs.")
+@click.option(
+    "--tuner",
+    type=click.Choice(["bayesian", "random", "hyperband", "grid"]),
+    default="bayesian",
+    show_default=True,
+)
+@click.option("--objective", default="val_loss", show_default=True, help="The metric to optimise.")
+@click.option("--seed", type=int, help="Seeds the tuner, and every trial alike.")
+@click.option("--batch-size", type=int, help="Samples a batch.")
+@click.option("--median-stopping", is_flag=True, help="Stop trials that lag behind the median.")
+@click.option("--keep-checkpoints", type=int, default=1, show_default=True, help="Models that stay on disk.")
+@click.option("--workers", type=int, default=1, show_default=True, help="Processes on this machine.")
+@click.option("--chief", metavar="HOST:PORT", help="Give out trials here, to workers anywhere.")
+@click.option("--worker", metavar="HOST:PORT", help="Run trials for the chief at this address.")
+@click.option("--overwrite", is_flag=True, help="Delete what the directory holds of an earlier search.")
+@click.option("--plot", type=click.Path(dir_okay=False), help="Draw the result into this picture.")
+@click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def tune(job: pathlib.Path, plot: str | None, as_json: bool, debug: bool, **options: Any) -> None:
+    """Search hyperparameters of the model in JOB.
+
+    JOB is a Python file with `build` (a function that returns a compiled model), `data` (the
+    arguments x, y and validation_data of tfkit.search as a dictionary, or a function that
+    returns it), and, if more than the learning rate and the weight decay is to vary, `space`
+    (a tfkit.SearchSpace).
+
+    The same command on the same directory continues a search that was stopped. To use several
+    machines, start it once with --chief and any number of times with --worker.
+
+    Exit codes: 0 when a trial completed, 1 when the search failed, 2 when the call was wrong.
+    """
+    try:
+        module = _load(job)
+        space = getattr(module, "space", None) or tfkit.SearchSpace(
+            learning_rate=(1e-5, 1e-1), weight_decay=(1e-6, 1e-1)
+        )
+        data = module.data() if callable(module.data) else module.data
+        result = tfkit.search(module.build, space=space, verbose=int(not as_json), **data, **options)
+    except tfkit.TfkitError as error:
+        if debug:
+            raise
+        click.echo(f"error: {error}", err=True)
+        sys.exit(2 if isinstance(error, tfkit.ArgumentError | tfkit.ArgumentTypeError) else 1)
+    if plot:
+        result.plot(plot)
+    if as_json:
+        click.echo(result.table.to_json(orient="records"))
+    elif not options["worker"]:
+        click.echo(result.table.drop(columns="error").to_string(index=False))
+        click.echo(f"The best is trial {result.best.trial}, {result.objective} {result.best.score:.6g}.")
+
+
+def _load(path: pathlib.Path) -> ModuleType:
+    """Imports a job and checks that it has what a search needs."""
+    specification = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(specification)
+    sys.path.insert(0, str(path.parent.resolve()))
+    sys.modules[path.stem] = module
+    specification.loader.exec_module(module)
+    cloudpickle.register_pickle_by_value(module)  # so that workers on this machine can have its functions
+    missing = [name for name in ("build", "data") if not hasattr(module, name)]
+    if missing:
+        defined = sorted(name for name, value in vars(module).items() if inspect.isfunction(value))
+        raise tfkit.ArgumentError(
+            "A job must define `build` and `data`. "
+            f"Received: {str(path)!r}, which lacks {' and '.join(missing)}; "
+            f"its functions are {', '.join(defined) or 'none'}."
+        )
+    return module
