@@ -115,9 +115,8 @@ def test_a_job_without_data_exits_with_two(tmp_path):
     path.write_text("def build():\n    pass\n\n\ndef dta():\n    pass\n")
     done = call(path, "-d", tmp_path / "s", *OPTIONS)
     assert done.exit_code == 2
-    assert re.search(
-        r"must define `build` and `data`\. Received: .*lacks data; its functions are build, dta", done.stderr
-    )
+    rule = r"must define `build` and `data`\. Received: .*lacks data; its functions are build, dta"
+    assert re.search(rule, done.stderr)
     assert "Traceback" not in done.output
 
 

@@ -259,3 +259,23 @@ def test_another_way_to_match_is_refused(match):
     message = rf"`match` must be 'name_and_shape' or 'name'\. Received: match={match!r}\."
     with pytest.raises(ArgumentError, match=message):
         transfer(models.dense_net(), models.dense_net(), match=match)
+
+
+def test_a_normalisation_computes_with_what_was_copied():
+    x = np.random.default_rng(0).normal(5, 3, (100, 4)).astype("float32")
+    adapted = keras.layers.Normalization(name="n")
+    adapted.adapt(x)
+    source = keras.Sequential([keras.Input((4,)), adapted])
+    target = keras.Sequential([keras.Input((4,)), keras.layers.Normalization(name="n")])
+    tfkit.models.transfer_weights(source, target)
+    np.testing.assert_array_equal(target.predict(x, verbose=0), source.predict(x, verbose=0))
+
+
+def test_weights_of_another_kind_are_skipped():
+    def net(**options):
+        stack = [keras.layers.BatchNormalization(name="bn", **options), keras.layers.Dense(2, name="d")]
+        return keras.Sequential([keras.Input((4,)), *stack])
+
+    record = tfkit.models.transfer_weights(net(scale=False), net(center=False))
+    assert [entry.path for entry in record.copied] == ["d"]
+    assert record.skipped[0].reason == "the weights differ: beta in the source, gamma here"

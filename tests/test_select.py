@@ -696,3 +696,12 @@ def test_dtype_is_the_dtype_of_the_weights(policy, stored):
 def test_a_model_without_weights_has_an_empty_table():
     model = keras.Sequential([keras.Input((3,)), layers.ReLU()])
     assert len(tfkit.layer_table(model)) == 0
+
+
+def test_an_end_of_a_range_may_be_a_name_at_the_top_that_stands_below_too():
+    inner = keras.Sequential([keras.Input((4,)), keras.layers.Dense(4, name="a")], name="inner")
+    model = keras.Sequential(
+        [keras.Input((4,)), keras.layers.Dense(4, name="a"), inner, keras.layers.Dense(2, name="head")]
+    )
+    assert tfkit.select_layers(model, "a..head").paths == ("a", "inner/a", "head")
+    assert tfkit.select_layers(model, "re:a").paths == ("a",)

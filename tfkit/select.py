@@ -154,6 +154,8 @@ class _Index:
             hits = self._exact(end)
             if not hits:
                 raise self._not_found(end, inside=pattern)
+            if whole := [i for i in hits if self.nodes[i].path == end]:
+                hits = whole  # a name at the top is a path as well
             if len({id(self.nodes[i].layer) for i in hits}) > 1:
                 raise ArgumentError(
                     "Each end of a range must name one layer. "

@@ -389,3 +389,15 @@ def test_the_files_are_deleted_after_an_error_in_the_data(tmp_path):
 def test_on_disk_training_equals_fit(arguments, tmp_path):
     cached = {"memory_budget_gb": 0, "cache_directory": tmp_path}
     train_both(lambda: dense(weighted_metrics=["mae"]), cached=cached, **arguments)
+
+
+def test_texts_equal_fit():
+    def build():
+        keras.utils.set_random_seed(0)
+        inputs = keras.Input((2,), dtype="string")
+        x = layers.StringLookup(vocabulary=["a", "b", "c"])(inputs)
+        x = layers.Flatten()(layers.Embedding(5, 4, name="embedding")(x))
+        return compiled(keras.Model(inputs, layers.Dense(2, name="head")(x)), "head", run_eagerly=False)
+
+    texts = tf.constant(np.array(list("abcabcabca") * 2).reshape(10, 2))
+    train_both(build, texts, Y)

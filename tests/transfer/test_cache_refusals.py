@@ -229,3 +229,16 @@ def test_targets_beside_a_data_set_are_refused_as_by_fit():
 def test_an_empty_data_set_is_refused():
     data = tf.data.Dataset.from_tensor_slices((X, Y)).batch(4).take(0)
     require_refused(dense(), "for the data set is empty", data, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("batch_size", -1),
+        ("batch_size", 2.5),
+        ("validation_batch_size", 0),
+        ("validation_split", "a"),
+    ],
+)
+def test_a_number_out_of_its_range(name, value):
+    require_refused(dense(), rf"`{name}` must be .*Received: {name}={value!r}", **{name: value})

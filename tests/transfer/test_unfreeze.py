@@ -429,6 +429,10 @@ def test_the_same_model_and_callbacks_may_go_on_after_an_interruption(order, epo
 # --- refusals --------------------------------------------------------------------------------------------
 
 
+def test_epochs_may_be_whole_numbers_of_numpys():
+    assert tfkit.GradualUnfreezing({np.int64(3): "*", 0: "head"}).stages == {0: ["head"], 3: ["*"]}
+
+
 @pytest.mark.parametrize("stages", [None, "head", ["head"], [(0, "head")], 3])
 def test_stages_that_are_no_mapping(stages):
     rule = r"`stages` must map epochs to patterns, such as \{0: 'head'.* Received: stages="

@@ -128,10 +128,8 @@ def test_all_killed_and_started_again(tmp_path):
     process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT)
 
     def one_is_done():
-        done = tmp_path.glob("trials/*.json")
-        return any(json.loads(path.read_text())["status"] == "completed" for path in done) and under_way(
-            tmp_path
-        )
+        done = [json.loads(path.read_text())["status"] for path in tmp_path.glob("trials/*.json")]
+        return "completed" in done and under_way(tmp_path)
 
     when(one_is_done)
     for each in [process.pid, *processes(tmp_path).values()]:
@@ -204,7 +202,8 @@ def test_each_worker_has_its_share_of_the_cores(tmp_path):
     search(tmp_path, cores, epochs=1)
     shares = [json.loads(path.read_text()) for path in tmp_path.glob("*.cores")]
     own = sorted(os.sched_getaffinity(0))
-    assert sorted(sum((each for each in shares if each != own), [])) in (own, sorted(own * 2))
+    given = [core for share in shares if share != own for core in share]
+    assert sorted(given) in (own, sorted(own * 2))
 
 
 # --- what is refused, and how soon ---------------------------------------------------------------------
@@ -348,7 +347,7 @@ def test_a_number_of_workers_that_is_none(value, tmp_path):
 
 
 def test_two_places_at_once(tmp_path):
-    rule = r"is a chief, or a worker, or starts workers.*Received: workers=2, chief='127\.0\.0\.1:1', worker=None"
+    rule = r"is a chief, or a worker, or starts.*Received: workers=2, chief='127\.0\.0\.1:1', worker=None"
     with pytest.raises(tfkit.ArgumentError, match=rule):
         search(tmp_path, chief="127.0.0.1:1")
 

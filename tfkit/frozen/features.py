@@ -128,6 +128,8 @@ def cut(arrays: Any, part: slice) -> Any:
 def _as_keras_takes_it(array: np.ndarray) -> np.ndarray:
     """Returns floating-point numbers in Keras's default precision, as `fit` does with arrays."""
     wanted = keras.config.floatx()
+    if array.dtype == object:  # texts
+        return array
     return array.astype(wanted, copy=False) if keras.backend.is_float_dtype(str(array.dtype)) else array
 
 
@@ -198,6 +200,8 @@ class Features:
             rows = len(next(leaf for leaf in keras.tree.flatten(x) if leaf is not None))
             if any(feature.shape[:1] != (rows,) for feature in features):
                 raise NotSplittable("a feature has no row of its own for each sample")
+            if any(feature.dtype == object for feature in features):
+                raise NotSplittable("a feature is text")
             self._structure = (features, y, weight)
             store.append(
                 [np.asarray(leaf) for leaf in keras.tree.flatten(self._structure) if leaf is not None]

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import re
 from typing import Any, Literal
 
 import keras
@@ -121,6 +122,9 @@ def transfer_weights(
     for giver, entry in pairs:
         for old, new in zip(giver.weights, entry.weights, strict=True):
             new.assign(keras.ops.cast(old, new.dtype))
+        for layer in graph.sublayers(entry.layer):
+            if isinstance(layer, keras.layers.Normalization):
+                layer.finalize_state()  # what it computes with, it makes from its weights
     used = {id(giver.layer) for giver, _ in pairs}
     unused = tuple(entry.path for entry in givers.values() if id(entry.layer) not in used)
     return WeightTransfer(tuple(copied), tuple(skipped), unused)
@@ -140,6 +144,13 @@ def _difference(source: list[keras.Variable], target: list[keras.Variable]) -> s
     if len(source) != len(target):
         return f"the source layer has {len(source)} weights, this one {len(target)}"
     for old, new in zip(source, target, strict=True):
+        if _role(old) != _role(new):
+            return f"the weights differ: {old.name} in the source, {new.name} here"
         if old.shape != new.shape:
             return f"shapes differ: {new.name} {tuple(old.shape)} in the source, {tuple(new.shape)} here"
     return None
+
+
+def _role(variable: keras.Variable) -> str:
+    """Returns a variable's name without the number that Keras puts behind one that was not given."""
+    return re.sub(r"_\d+$", "", variable.name)

@@ -19,7 +19,13 @@ import numpy as np
 
 from tfkit.errors import ArgumentError
 from tfkit.optim import curves
-from tfkit.optim.arguments import Curve, require_count, require_curve
+from tfkit.optim.arguments import (
+    Curve,
+    require_count,
+    require_curve,
+    require_fraction,
+    require_nonnegative,
+)
 from tfkit.optim.rate import accumulation, count_updates, read_rate, require_assignable_rate, set_rate
 from tfkit.resume import ResumableCallback
 
@@ -222,8 +228,8 @@ class ReduceLROnPlateau(_RateCallback, keras.callbacks.ReduceLROnPlateau):
         warmup_steps: Updates of the rise, at least 0.
 
     Raises:
-        ArgumentError: If `factor` is not in (0, 1), `mode` is unknown or `warmup_steps` is
-            negative; at the start of training, if the optimizer owns a schedule already.
+        ArgumentError: If `factor` is not in (0, 1), `mode` is unknown or a number is negative; at
+            the start of training, if the optimizer owns a schedule already.
 
     Examples:
         >>> import tfkit
@@ -247,8 +253,11 @@ class ReduceLROnPlateau(_RateCallback, keras.callbacks.ReduceLROnPlateau):
         *,
         warmup_steps: int = 0,
     ):
-        if not 0 < factor < 1:
-            raise ArgumentError(f"`factor` must lie between 0 and 1. Received: factor={factor!r}.")
+        require_fraction("factor", factor)
+        require_nonnegative("min_lr", min_lr)
+        require_nonnegative("min_delta", min_delta)
+        for name, count in (("patience", patience), ("cooldown", cooldown)):
+            require_count(name, count, least=0)
         if mode not in ("auto", "min", "max"):
             raise ArgumentError(f"`mode` must be 'auto', 'min' or 'max'. Received: mode={mode!r}.")
         super().__init__(monitor, factor, patience, verbose, mode, min_delta, cooldown, min_lr)

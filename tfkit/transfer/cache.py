@@ -114,7 +114,14 @@ def fit_cached(
         "validation_batch_size": validation_batch_size,
         "validation_freq": validation_freq,
     }
-    _check(graph.require_compiled(model), validation_split, memory_budget_gb, cache_directory)
+    _check(
+        graph.require_compiled(model),
+        batch_size,
+        validation_batch_size,
+        validation_split or 0.0,
+        memory_budget_gb,
+        cache_directory,
+    )
     refresh_training(model)  # the flags of now decide
     plain["callbacks"] = [] if callbacks is None else keras.tree.flatten(callbacks)
     with contextlib.ExitStack() as disk:
@@ -134,8 +141,19 @@ def fit_cached(
         return training.fit(plain)
 
 
-def _check(model: keras.Model, validation_split: float, memory_budget_gb: float, directory: Any) -> None:
-    if not 0 <= validation_split < 1:
+def _check(
+    model: keras.Model,
+    batch_size: int | None,
+    validation_batch_size: int | None,
+    validation_split: float,
+    memory_budget_gb: float,
+    directory: Any,
+) -> None:
+    for name, size in (("batch_size", batch_size), ("validation_batch_size", validation_batch_size)):
+        whole = isinstance(size, numbers.Integral) and not isinstance(size, bool)
+        if size is not None and not (whole and size >= 1):
+            raise ArgumentError(f"`{name}` must be a whole number of at least 1. Received: {name}={size!r}.")
+    if not isinstance(validation_split, numbers.Real) or not 0 <= validation_split < 1:
         raise ArgumentError(
             "`validation_split` must be at least 0 and below 1. "
             f"Received: validation_split={validation_split!r}."

@@ -1,5 +1,6 @@
 """Moving the boundary between frozen and trained layers while a fit runs."""
 
+import numbers
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
@@ -63,12 +64,13 @@ class GradualUnfreezing(ResumableCallback):
                 "`stages` must map epochs to patterns, such as {0: 'head', 3: ['block_5*', 'head']}. "
                 f"Received: stages={stages!r}."
             )
-        if not stages or not all(type(epoch) is int and epoch >= 0 for epoch in stages):
+        whole = all(isinstance(each, numbers.Integral) and not isinstance(each, bool) for each in stages)
+        if not stages or not whole or min(stages) < 0:
             raise ArgumentError(
                 "`stages` must name at least one epoch, each a whole number of at least 0. "
                 f"Received: epochs {list(stages)!r}."
             )
-        self.stages = {epoch: list_patterns(patterns) for epoch, patterns in sorted(stages.items())}
+        self.stages = {int(epoch): list_patterns(patterns) for epoch, patterns in sorted(stages.items())}
         self.batch_norm = require_batch_norm(batch_norm)
         self.verbose = verbose
         self._stage = -1  # the epoch of the stage in force
