@@ -138,7 +138,7 @@ def test_the_bases_layers_keep_their_paths_and_are_shared(builder):
     base = builder()
     model = attach(base, 3, name="top")
     before, after = (
-        [(path, layer) for path, layer, weights in tfkit.select_layers(each, "*").entries if weights]
+        [(entry.path, entry.layer) for entry in tfkit.select_layers(each, "*").entries if entry.weights]
         for each in (base, model)
     )
     assert after == [*before, ("top", model.get_layer("top"))]
