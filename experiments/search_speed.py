@@ -3,20 +3,22 @@
 Both search learning rate and weight decay in the same space, with the same oracle and seed,
 on the same data, in turns within one run: a frozen MobileNetV2 (0.35, 96×96) with a new
 head, and a small convolutional network that trains as a whole. Then: the memory that 200
-trials take.
+trials take, and what a second worker brings.
 
     python -m experiments.search_speed             about ten minutes, two cores
     python -m experiments.search_speed --quick     under two minutes
 
 Expected: at least 12 times as fast with the frozen network, its features computed once and
 its step traced once; at least twice as fast with the small one; the best validation losses
-within 1%; as much memory after 200 trials as after 20, within 10%.
+within 1%; as much memory after 200 trials as after 20, within 10%; two workers at least
+1.5 times the trials of one on one core.
 """
 
 import dataclasses
 import gc
 import os
 import pathlib
+import subprocess
 import sys
 import tempfile
 import time
@@ -45,6 +47,7 @@ class Config:
         epochs: Epochs of each trial.
         rounds: Searches of each kind, in turns.
         memory_trials: Numbers of trials after which memory is looked at.
+        worker_trials: Trials of a search by one worker and by two.
     """
 
     seed: int = 0
@@ -54,9 +57,10 @@ class Config:
     epochs: int = 5
     rounds: int = 1
     memory_trials: tuple[int, int] = (20, 200)
+    worker_trials: int = 40
 
 
-QUICK = Config(images=64, side=48, trials=3, epochs=2, memory_trials=(5, 20))
+QUICK = Config(images=64, side=48, trials=3, epochs=2, memory_trials=(5, 20), worker_trials=6)
 BATCH = 32
 RATES, DECAYS = (1e-4, 1e-1), (1e-5, 1e-1)
 
@@ -94,9 +98,10 @@ def run(config: Config, output: pathlib.Path) -> tuple[dict[str, pd.DataFrame], 
             ]
         )
         memory = memory_use(config, folder / "memory")
+        workers = trials_a_minute(config, folder / "workers")
         tfkit.SearchResult.load(folder / "1" / "tfkit_0").plot(output / "search.png")
     pictures = {"search_speed.png": draw(speed), "search.png": (output / "search.png").read_bytes()}
-    return {"speed": speed, "memory": memory}, pictures
+    return {"speed": speed, "memory": memory, "workers": workers}, pictures
 
 
 def compare(config: Config, name: str, task: tuple, folder: pathlib.Path) -> dict[str, object]:
@@ -233,6 +238,47 @@ def memory_use(config: Config, folder: pathlib.Path) -> pd.DataFrame:
     rows = [{"trials": count, "memory, MB": size, "against the first": size / used[0]}
             for count, size in zip((few, many), used, strict=True)]  # fmt: skip
     return pd.DataFrame(rows)
+
+
+JOB = """
+from experiments.search_speed import DECAYS, RATES, digits, small_network as build
+import tfkit
+space = tfkit.SearchSpace(learning_rate=RATES, weight_decay=DECAYS)
+def data():
+    (x, y), held = digits()
+    return {"x": x, "y": y, "validation_data": held}
+"""
+
+
+def trials_a_minute(config: Config, folder: pathlib.Path) -> pd.DataFrame:
+    """Searches with one worker on one core and with two on two, from the first trial's end to the last's."""
+    folder.mkdir()
+    (folder / "job.py").write_text(JOB)
+    cores = sorted(os.sched_getaffinity(0))
+    rows = []
+    for workers in (1, 2):
+        own = folder / str(workers)
+        command = [sys.executable, "-c", "from tfkit.cli import main; main()", "tune", str(folder / "job.py")]
+        command += ["-d", str(own), "--max-trials", str(config.worker_trials), "--epochs", "10"]
+        command += ["--tuner", "random", "--seed", "0", "--workers", str(workers), "--json"]
+        subprocess.run(
+            command,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(["", *sys.path])},
+            preexec_fn=lambda count=workers: os.sched_setaffinity(0, cores[:count]),
+            stdout=subprocess.DEVNULL,
+            check=True,
+        )
+        ends = sorted(path.stat().st_mtime for path in own.glob("trials/*.json"))
+        rows.append(
+            {
+                "workers": workers,
+                "trials": len(ends),
+                "trials a minute": 60 * (len(ends) - 1) / (ends[-1] - ends[0]),
+            }
+        )
+    frame = pd.DataFrame(rows)
+    frame["times as many"] = frame["trials a minute"] / frame["trials a minute"].iloc[0]
+    return frame
 
 
 def draw(speed: pd.DataFrame) -> bytes:

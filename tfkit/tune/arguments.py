@@ -1,0 +1,121 @@
+"""Checks of what `search` is called with, before anything long begins."""
+
+import inspect
+import numbers
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from tfkit.errors import ArgumentError, ArgumentTypeError
+from tfkit.tune.space import LOGARITHMIC, SearchSpace
+
+TUNERS = ("bayesian", "random", "hyperband", "grid")
+
+
+def check_call(build: object, space: object, tuner: str, validation_split: float) -> bool:
+    """Checks what can be checked before anything is loaded; tells if `build` takes `hp`."""
+    if not callable(build) or hasattr(build, "trainable_variables"):
+        raise ArgumentTypeError(
+            "`build` must be a function that returns a compiled model. "
+            f"Received: build={build!r}. Write a function that makes the model anew."
+        )
+    if not isinstance(space, SearchSpace):
+        raise ArgumentTypeError(
+            "`space` must be a tfkit.SearchSpace. "
+            f"Received: space={space!r}. Write SearchSpace(learning_rate=(1e-5, 1e-2))."
+        )
+    if tuner not in TUNERS:
+        raise ArgumentError(f"`tuner` must be one of {', '.join(TUNERS)}. Received: tuner={tuner!r}.")
+    if not 0 <= validation_split < 1:
+        raise ArgumentError(
+            "`validation_split` is the fraction held out and must lie in [0, 1). "
+            f"Received: validation_split={validation_split!r}."
+        )
+    required = [
+        parameter
+        for parameter in inspect.signature(build).parameters.values()
+        if parameter.default is parameter.empty
+        and parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+    ]
+    if len(required) > 1:
+        raise ArgumentTypeError(
+            "`build` must take nothing or one argument, the hyperparameters. "
+            f"Received: build={build!r} with {len(required)} required arguments."
+        )
+    takes_hp = bool(required) or "hp" in inspect.signature(build).parameters
+    unread = [name for name in space.entries if name not in LOGARITHMIC]
+    if unread and not takes_hp:
+        raise ArgumentError(
+            "`search` applies `learning_rate` and `weight_decay`; anything else `build(hp)` must read. "
+            f"Received: space={space!r} and a build() without hp, so nothing reads {', '.join(unread)}. "
+            "Correct the name, or write build(hp) and use hp.get(name)."
+        )
+    return takes_hp
+
+
+def check_fit(x: Any, y: Any, validation_split: float, callbacks: Any, seed: Any) -> None:
+    """Checks what every trial's `fit` would stumble over."""
+    import keras
+    import tensorflow as tf
+
+    if not isinstance(callbacks, Sequence) or not all(
+        isinstance(each, keras.callbacks.Callback) for each in callbacks
+    ):
+        raise ArgumentTypeError(
+            f"`callbacks` must be a list of Keras callbacks. Received: callbacks={callbacks!r}."
+        )
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, numbers.Integral)):
+        raise ArgumentTypeError(f"`seed` must be a whole number or None. Received: seed={seed!r}.")
+    if inspect.isgenerator(x):
+        raise ArgumentTypeError(
+            "`x` must be readable once for every trial. Received: a generator, which ends with the first. "
+            "Make arrays or a tf.data.Dataset of it."
+        )
+    if isinstance(x, tf.data.Dataset) and (y is not None or validation_split):
+        raise ArgumentError(
+            "A tf.data.Dataset holds its own targets and cannot be split. Received: a Dataset with "
+            f"y={'given' if y is not None else None}, validation_split={validation_split!r}. "
+            "Pass (x, y) batches as `x` and a second Dataset as validation_data."
+        )
+    if hasattr(x, "shape") and hasattr(y, "shape") and x.shape[:1] != y.shape[:1]:
+        raise ArgumentError(
+            "`x` and `y` must hold as many samples. "
+            f"Received: x of shape {tuple(x.shape)}, y of shape {tuple(y.shape)}."
+        )
+
+
+def check_places(workers: int, chief: str | None, worker: str | None, strategy: Any) -> None:
+    """Checks that a search is asked to run in one place, and that addresses are some."""
+    if (workers > 1) + (chief is not None) + (worker is not None) > 1:
+        raise ArgumentError(
+            "A process is a chief, or a worker, or starts workers of its own. "
+            f"Received: workers={workers!r}, chief={chief!r}, worker={worker!r}. Pass one of them."
+        )
+    for name, address in (("chief", chief), ("worker", worker)):
+        if address is not None and not re.fullmatch(r"[^\s:]+:\d{1,5}|\[[^\]]+\]:\d{1,5}", address):
+            raise ArgumentError(
+                f"`{name}` must be an address such as '127.0.0.1:9000'. Received: {name}={address!r}."
+            )
+    if workers > 1 and strategy is not None:
+        raise ArgumentError(
+            "A strategy belongs to one process. "
+            f"Received: workers={workers!r} and distribution_strategy={strategy!r}. "
+            "Use one of them, or start workers with `tfkit tune` from a job that makes its strategy."
+        )
+
+
+def find_objective(objective: Any) -> Any:
+    """Returns keras-tuner's Objective for a metric's name, or raises ArgumentError."""
+    import keras_tuner
+    from keras_tuner.engine.metrics_tracking import infer_metric_direction
+
+    if isinstance(objective, keras_tuner.Objective):
+        return objective
+    direction = infer_metric_direction(objective) if isinstance(objective, str) else None
+    if direction is None:
+        raise ArgumentError(
+            "The direction of `objective` must be known. "
+            f"Received: objective={objective!r}. "
+            f"Write keras_tuner.Objective({objective!r}, direction='max'), or 'min'."
+        )
+    return keras_tuner.Objective(objective, direction)
