@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import keras_tuner
 import numpy as np
+from keras.src.backend.common import global_state
 from keras.src.utils.tracking import DotNotTrackScope
 from tensorflow.python.eager import context
 
@@ -18,6 +19,7 @@ from tfkit.errors import ArgumentError, ArgumentTypeError
 from tfkit.frozen.features import Storage
 from tfkit.frozen.once import FrozenOnce
 from tfkit.frozen.split import NotSplittable
+from tfkit.traced import draws_random_numbers, list_operations, traced_graphs
 from tfkit.training import TrainingState, local_values
 from tfkit.tune.space import LOGARITHMIC, SearchSpace
 
@@ -83,7 +85,7 @@ class Bench(keras_tuner.HyperModel):
             self._prepare(self._model)
         else:
             self._state.restore(keep_trace=True)
-        self._random.restore()
+        self._random.restore(self._model)
         optimizer = inner_optimizer(self._model)
         for name in LOGARITHMIC:
             if name in self._space.entries:
@@ -189,13 +191,16 @@ class RandomState:
             self._python, self._numpy = random.getstate(), np.random.get_state()
             self._tensorflow = context.context()._rng.getstate()
 
-    def restore(self) -> None:
-        """Puts them back there."""
-        if self._seed is not None:
-            keras.utils.set_random_seed(self._seed)  # Keras's own, and TensorFlow's kernels
-            random.setstate(self._python)
-            np.random.set_state(self._numpy)
-            context.context()._rng.setstate(self._tensorflow)
+    def restore(self, model: keras.Model) -> None:
+        """Puts them back there, for a model that is to be trained."""
+        if self._seed is None:
+            return
+        if any(draws_random_numbers(each) for step in traced_graphs(model) for each in list_operations(step)):
+            keras.utils.set_random_seed(self._seed)  # its kernels forget where they stood, and are made anew
+        global_state.set_global_attribute("global_seed_generator", None)
+        random.setstate(self._python)
+        np.random.set_state(self._numpy)
+        context.context()._rng.setstate(self._tensorflow)
 
 
 def require_searchable(model: object) -> keras.Model:
