@@ -352,6 +352,11 @@ def test_two_places_at_once(tmp_path):
         search(tmp_path, chief="127.0.0.1:1")
 
 
+def test_a_worker_that_would_delete(tmp_path):
+    with pytest.raises(tfkit.ArgumentError, match="A worker must not delete what its chief keeps"):
+        search(tmp_path, workers=1, worker="127.0.0.1:1", overwrite=True)
+
+
 @pytest.mark.parametrize("address", ["here", "127.0.0.1", ":9000", "a b:1", "127.0.0.1:port"])
 def test_an_address_that_is_none(address, tmp_path):
     for name in ("chief", "worker"):

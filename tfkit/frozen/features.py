@@ -234,7 +234,8 @@ class Features:
         if isinstance(data["x"], _Stored):
             return {"validation_data": data["x"]}
         given = _without_trailing_none((data["x"], data["y"], data["sample_weight"]))
-        return {"validation_data": given, "validation_batch_size": data["batch_size"]}
+        batches = tf.data.Dataset.from_tensor_slices(keras.tree.lists_to_tuples(given))
+        return {"validation_data": batches.batch(data["batch_size"])}  # begins sooner than Keras's of arrays
 
     def pack(self, leaves: list[Any]) -> Batch:
         """Returns leaves as features, targets and sample weights."""

@@ -84,12 +84,17 @@ def check_fit(x: Any, y: Any, validation_split: float, callbacks: Any, seed: Any
         )
 
 
-def check_places(workers: int, chief: str | None, worker: str | None, strategy: Any) -> None:
+def check_places(workers: int, chief: str | None, worker: str | None, strategy: Any, overwrite: bool) -> None:
     """Checks that a search is asked to run in one place, and that addresses are some."""
     if (workers > 1) + (chief is not None) + (worker is not None) > 1:
         raise ArgumentError(
             "A process is a chief, or a worker, or starts workers of its own. "
             f"Received: workers={workers!r}, chief={chief!r}, worker={worker!r}. Pass one of them."
+        )
+    if worker is not None and overwrite:
+        raise ArgumentError(
+            "A worker must not delete what its chief keeps. Received: overwrite=True with a worker. "
+            "Pass overwrite to the chief alone."
         )
     for name, address in (("chief", chief), ("worker", worker)):
         if address is not None and not re.fullmatch(r"[^\s:]+:\d{1,5}|\[[^\]]+\]:\d{1,5}", address):

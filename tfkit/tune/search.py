@@ -134,7 +134,7 @@ def search(
         if not isinstance(count, numbers.Integral) or isinstance(count, bool) or count < 1:
             raise ArgumentError(f"`{name}` must be at least 1. Received: {name}={count!r}.")
     check_fit(x, y, validation_split, callbacks, seed)
-    check_places(workers, chief, worker, distribution_strategy)
+    check_places(workers, chief, worker, distribution_strategy, overwrite)
     goal = find_objective(objective)
     if goal.name.startswith("val_") and validation_data is None and not validation_split:
         raise ArgumentError(
