@@ -5,7 +5,7 @@ on the same data, in turns within one run: a frozen MobileNetV2 (0.35, 96×96) w
 head, and a small convolutional network that trains as a whole. Then: the memory that 200
 trials take, and what a second worker brings.
 
-    python -m experiments.search_speed             about ten minutes, two cores
+    python -m experiments.search_speed             about eight minutes, two cores
     python -m experiments.search_speed --quick     under two minutes
 
 Expected: at least 12 times as fast with the frozen network, its features computed once and
