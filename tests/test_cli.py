@@ -86,7 +86,7 @@ def test_a_chief_and_two_workers_by_hand(job, tmp_path):
     chief = start(*words, "--chief", "127.0.0.1:0", "--json")
     crew = []
     try:
-        line = next(line for line in chief.stdout if "listens on" in line)
+        line = next(line for line in chief.stderr if "listens on" in line)
         address = re.search(r"127\.0\.0\.1:\d+", line).group()
         crew = [start(*words, "--worker", address) for _ in range(2)]
         output, errors = chief.communicate(timeout=120)

@@ -60,12 +60,16 @@ def serve(job: Job, folder: pathlib.Path, address: str, progress: Progress) -> N
     """Runs a chief until all trials are over, whoever works for it."""
     show = _Watch(job, folder, progress)
     with chief_of(job, folder, address) as chief:
-        print(f"The chief listens on {chief.address}.", flush=True)
+        _say(f"The chief listens on {chief.address}.")
         while not chief.is_over:
             time.sleep(0.2)
             for worker in chief.release_silent():
-                print(f"{worker} has not been heard of; its trial waits for another worker.", flush=True)
+                _say(f"{worker} has not been heard of; its trial waits for another worker.")
             show()
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)  # standard output may be for a script to read
 
 
 def work(job: Job, folder: pathlib.Path, address: str, worker: str) -> None:

@@ -88,7 +88,8 @@ def search(
         chief: ``"HOST:PORT"`` to listen on for workers on any machine that shares `directory`;
             nothing is trained here.
         worker: The chief's ``"HOST:PORT"``: this process runs trials until there are none left.
-        seed: Seeds the tuner, and every trial alike; None leaves randomness alone.
+        seed: Seeds the tuner, and every trial alike; None leaves randomness alone, but as long
+            as a model is kept all trials begin with the weights that it was built with.
         callbacks: Keras callbacks, copied for each trial.
         overwrite: Whether to delete what the directory holds of an earlier search.
         batch_size: As `fit` takes it.

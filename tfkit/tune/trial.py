@@ -140,8 +140,7 @@ class SearchTuner(keras_tuner.engine.base_tuner.BaseTuner):
 
     def run_trial(self, trial: Any) -> dict[str, float]:
         number, values = int(trial.trial_id), dict(trial.hyperparameters.values)
-        own = {name: value for name, value in values.items() if not name.startswith("tuner/")}
-        record = TrialRecord(number, "running", own, worker=self._worker)
+        record = TrialRecord(number, "running", _own(values), worker=self._worker)
         earlier = read_record(record.path(self._folder))
         if earlier is not None and not earlier.is_over:
             record.seconds = earlier.seconds
@@ -168,6 +167,7 @@ class SearchTuner(keras_tuner.engine.base_tuner.BaseTuner):
         """Trains a trial's model and notes the outcome in its record."""
         number, best = record.trial, self.ledger.best
         model = self._bench.build(trial.hyperparameters)
+        record.hyperparameters = _own(trial.hyperparameters.values)  # `build` may have declared more
         begun, before = self._begun(record, values, model)
         keeper = EpochKeeper(
             self.oracle.objective,
@@ -261,6 +261,11 @@ class SearchTuner(keras_tuner.engine.base_tuner.BaseTuner):
             self.oracle.reload()
         else:
             self._populate_initial_space()
+
+
+def _own(values: dict[str, Any]) -> dict[str, Any]:
+    """Returns hyperparameters without those that keras-tuner keeps for itself."""
+    return {name: value for name, value in values.items() if not name.startswith("tuner/")}
 
 
 def _log_hyperparameters(callbacks: list[keras.callbacks.Callback], record: TrialRecord) -> None:
