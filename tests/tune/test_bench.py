@@ -237,3 +237,64 @@ def test_several_optimizers_are_refused(tmp_path):
 
     with pytest.raises(tfkit.ArgumentError, match=r"One optimizer must train the model.*of 2 optimizers"):
         run(tmp_path, build)
+
+
+READS = {
+    "dict": lambda hp: dict(hp.values)["units"],
+    "items": lambda hp: next(value for name, value in hp.values.items() if name == "units"),
+    "keywords": lambda hp: (lambda units, **_: units)(**hp.values),
+    "copy": lambda hp: hp.copy().get("units"),
+    "copied values": lambda hp: hp.values.copy()["units"],
+    "values": lambda hp: max(value for value in hp.values.values() if isinstance(value, int)),
+    "index": lambda hp: hp["units"],
+    "declared": lambda hp: hp.Choice("units", [2, 8, 32]),
+}
+
+
+@pytest.mark.parametrize("way", READS)
+def test_however_build_reads_a_value_the_model_is_that_of_the_trial(way, tmp_path):
+    widths = []
+
+    class Look(keras.callbacks.Callback):
+        def __deepcopy__(self, memo):
+            return self
+
+        def on_train_begin(self, logs=None):
+            widths.append(self.model.layers[0].units)
+
+    run(
+        tmp_path,
+        lambda hp: noisy(READS[way](hp)),
+        space=SearchSpace(units=[2, 8, 32]),
+        max_trials=3,
+        epochs=1,
+        callbacks=[Look()],
+    )
+    assert sorted(widths) == [2, 8, 32]
+
+
+def test_a_metric_that_keras_names_is_called_the_same_in_every_trial(tmp_path):
+    def build(hp):
+        model = noisy(hp.get("units"))
+        model.compile("adam", "mse", metrics=[keras.metrics.MeanAbsoluteError(), keras.metrics.AUC()])
+        return model
+
+    y = (Y > 0).astype("float32")
+    options = {"space": SearchSpace(units=[2, 3, 4]), "max_trials": 3, "epochs": 1, "reuse": False}
+    history = tfkit.search(
+        build, X, y, validation_data=(X, y), tuner="grid", directory=tmp_path, verbose=0, **options
+    ).history
+    assert history.notna().all().all()
+    assert sum("auc" in name for name in history.columns) == 2
+
+
+def test_a_choice_between_true_and_false_is_one(tmp_path):
+    seen = []
+
+    def build(hp):
+        seen.append(hp.get("flag"))
+        return noisy()
+
+    table = run(tmp_path, build, space=SearchSpace(flag=[True, False]), max_trials=2, epochs=1).table
+    assert sorted(set(map(repr, seen))) == ["False", "True"]
+    assert sorted(map(repr, table.flag.tolist())) == ["False", "True"]

@@ -7,6 +7,7 @@ rate of 1 the error grows and the first epoch is the best.
 import itertools
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -781,3 +782,49 @@ def test_a_dataset_with_targets_beside_it_is_refused(tmp_path):
             objective="loss",
             directory=tmp_path,
         )
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("seed", -1),
+        ("seed", 2**32 - 1),
+        ("batch_size", 0),
+        ("batch_size", "a"),
+        ("validation_split", "0.2"),
+        ("chief", 9000),
+        ("chief", "127.0.0.1:99999"),
+        ("worker", "127.0.0.1:65536"),
+    ],
+)
+def test_a_value_out_of_its_range(name, value, tmp_path):
+    with pytest.raises(
+        tfkit.ArgumentError, match=rf"`{name}` .*must .*Received: {name}={re.escape(repr(value))}"
+    ):
+        run(tmp_path, **{name: value})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("wrong", [lambda *, hp: one_weight(), lambda **hp: one_weight(), dict], ids=str)
+def test_a_build_that_cannot_be_given_the_hyperparameters(wrong, tmp_path):
+    with pytest.raises(tfkit.ArgumentTypeError, match=r"`build` must .*Received: build="):
+        run(tmp_path, wrong)
+
+
+def test_a_seed_of_numpys(tmp_path):
+    assert run(tmp_path, seed=np.int64(3)).table.status.tolist() == ["completed"] * 2
+
+
+def test_a_directory_that_is_no_path():
+    with pytest.raises(tfkit.ArgumentTypeError, match=r"`directory` must be a path\. Received: directory=3"):
+        run(3)
+
+
+def test_a_model_without_an_optimizer(tmp_path):
+    def bare():
+        model = one_weight()
+        model.compile(None, "mse")
+        return model
+
+    with pytest.raises(tfkit.ArgumentError, match="compiled without one"):
+        run(tmp_path, bare)

@@ -256,6 +256,15 @@ def test_a_chief_that_never_comes(tmp_path, monkeypatch):
         search(tmp_path, workers=1, worker=address)
 
 
+def test_a_worker_that_comes_when_all_is_done_has_nothing_to_do(tmp_path, monkeypatch):
+    monkeypatch.setattr(chiefs, "PATIENCE_SECONDS", 1.0)
+    search(tmp_path, workers=1, max_trials=1)
+    with launch.chief_of(job(), tmp_path, "127.0.0.1:0") as chief:
+        chief._servicer.exhausted = True
+    result = search(tmp_path, workers=1, max_trials=1, worker=chief.address)
+    assert result.table.status.tolist() == ["completed"]
+
+
 def test_the_wait_for_a_chief_is_under_half_a_minute():
     assert chiefs.PATIENCE_SECONDS < 30
 
@@ -295,7 +304,7 @@ def test_a_beating_worker_is_not_silent(chief, monkeypatch):
     monkeypatch.setattr(chiefs, "BEAT_SECONDS", 0.1)
     client = chiefs.Client(job().oracle(), chief.address, "busy", launch.identity(job()))
     client.create_trial("busy")
-    with client.heartbeat(lambda: None):
+    with client.heartbeat(lambda: None, lambda: False):
         monkeypatch.setattr(chiefs, "LOST_SECONDS", 0.8)
         time.sleep(1.5)
         assert chief.release_silent() == []

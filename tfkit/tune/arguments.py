@@ -26,23 +26,26 @@ def check_call(build: object, space: object, tuner: str, validation_split: float
         )
     if tuner not in TUNERS:
         raise ArgumentError(f"`tuner` must be one of {', '.join(TUNERS)}. Received: tuner={tuner!r}.")
-    if not 0 <= validation_split < 1:
+    if not isinstance(validation_split, numbers.Real) or not 0 <= validation_split < 1:
         raise ArgumentError(
             "`validation_split` is the fraction held out and must lie in [0, 1). "
             f"Received: validation_split={validation_split!r}."
         )
-    required = [
-        parameter
-        for parameter in inspect.signature(build).parameters.values()
-        if parameter.default is parameter.empty
-        and parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
-    ]
-    if len(required) > 1:
+    try:
+        parameters = inspect.signature(build).parameters
+    except ValueError as error:
+        raise ArgumentTypeError(
+            f"`build` must be a function whose arguments can be told. Received: build={build!r} ({error}). "
+            "Wrap it: lambda: ..."
+        ) from error
+    places = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    required = [each for each in parameters.values() if each.default is each.empty and each.kind in places]
+    takes_hp = bool(required) or ("hp" in parameters and parameters["hp"].kind in places)
+    if len(required) > 1 or ("hp" in parameters and not takes_hp):
         raise ArgumentTypeError(
             "`build` must take nothing or one argument, the hyperparameters. "
-            f"Received: build={build!r} with {len(required)} required arguments."
+            f"Received: build={build!r} with {len(required)} required arguments. Write def build(hp)."
         )
-    takes_hp = bool(required) or "hp" in inspect.signature(build).parameters
     unread = [name for name in space.entries if name not in LOGARITHMIC]
     if unread and not takes_hp:
         raise ArgumentError(
@@ -53,7 +56,7 @@ def check_call(build: object, space: object, tuner: str, validation_split: float
     return takes_hp
 
 
-def check_fit(x: Any, y: Any, validation_split: float, callbacks: Any, seed: Any) -> None:
+def check_fit(x: Any, y: Any, validation_split: float, callbacks: Any, seed: Any, batch_size: Any) -> None:
     """Checks what every trial's `fit` would stumble over."""
     import keras
     import tensorflow as tf
@@ -66,6 +69,13 @@ def check_fit(x: Any, y: Any, validation_split: float, callbacks: Any, seed: Any
         )
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, numbers.Integral)):
         raise ArgumentTypeError(f"`seed` must be a whole number or None. Received: seed={seed!r}.")
+    if seed is not None and not 0 <= seed < 2**32 - 1:
+        raise ArgumentError(f"`seed` must be at least 0 and below 2**32 - 1. Received: seed={seed!r}.")
+    whole = isinstance(batch_size, numbers.Integral) and not isinstance(batch_size, bool)
+    if batch_size is not None and not (whole and batch_size >= 1):
+        raise ArgumentError(f"`batch_size` must be at least 1. Received: batch_size={batch_size!r}.")
+    if x is None:
+        raise ArgumentTypeError("`x` must be arrays or a data set. Received: x=None.")
     if inspect.isgenerator(x):
         raise ArgumentTypeError(
             "`x` must be readable once for every trial. Received: a generator, which ends with the first. "
@@ -97,7 +107,9 @@ def check_places(workers: int, chief: str | None, worker: str | None, strategy: 
             "Pass overwrite to the chief alone."
         )
     for name, address in (("chief", chief), ("worker", worker)):
-        if address is not None and not re.fullmatch(r"[^\s:]+:\d{1,5}|\[[^\]]+\]:\d{1,5}", address):
+        shape = r"([^\s:]+|\[[^\]]+\]):(\d{1,5})"
+        match = re.fullmatch(shape, address) if isinstance(address, str) else None
+        if address is not None and not (match and int(match[2]) < 2**16):
             raise ArgumentError(
                 f"`{name}` must be an address such as '127.0.0.1:9000'. Received: {name}={address!r}."
             )

@@ -1,5 +1,6 @@
 """The model of a search: built once for all trials that differ only in values of variables."""
 
+import collections
 import contextlib
 import gc
 import random
@@ -66,6 +67,7 @@ class Bench(keras_tuner.HyperModel):
         self._arguments = fit
         self._seed, self._reuse, self._storage, self._strategy = seed, reuse, storage, strategy
         self._last: list[weakref.ref[keras.Variable]] = []
+        self._names = _Names()
         self._clear()
 
     def _clear(self) -> None:
@@ -109,15 +111,17 @@ class Bench(keras_tuner.HyperModel):
     def _make_model(self, hp: keras_tuner.HyperParameters) -> tuple[keras.Model, dict[str, Any]]:
         if self._seed is not None:
             keras.utils.set_random_seed(self._seed)
-        with contextlib.nullcontext() if self._strategy is None else self._strategy.scope():
+        scope = contextlib.nullcontext() if self._strategy is None else self._strategy.scope()
+        with scope, self._names.as_at_first():
             if not self._takes_hp:
                 return require_searchable(self._make()), {}
             watched = hp.values = _Reads(hp.values)
             try:
                 model = require_searchable(self._make(hp))
             finally:
+                names = set(watched.names)
                 hp.values = dict(watched)
-        return model, {name: hp.values[name] for name in watched.names if name in hp.values}
+        return model, {name: hp.values[name] for name in names if name in hp.values}
 
     def _prepare(self, model: keras.Model) -> None:
         """Remembers the first state, and computes what is frozen."""
@@ -177,6 +181,46 @@ class _Reads(dict):
         self.names.add(name)
         return super().get(name, default)
 
+    def _all(self) -> "_Reads":
+        self.names.update(super().keys())
+        return self
+
+    def __iter__(self) -> Iterator[str]:  # which `dict(values)` and `**values` use, once it is here
+        return super(_Reads, self._all()).__iter__()
+
+    def keys(self) -> Any:
+        return super(_Reads, self._all()).keys()
+
+    def values(self) -> Any:
+        return super(_Reads, self._all()).values()
+
+    def items(self) -> Any:
+        return super(_Reads, self._all()).items()
+
+    def copy(self) -> dict[str, Any]:
+        return dict(self.items())
+
+
+class _Names:
+    """The numbers that Keras puts behind names, so that a metric is called the same in every trial."""
+
+    KEY = "object_name_uids"
+
+    def __init__(self) -> None:
+        self._first = dict(global_state.get_global_attribute(self.KEY) or {})
+
+    @contextlib.contextmanager
+    def as_at_first(self) -> Iterator[None]:
+        """Counts names as before the first model; afterwards no number has been given twice."""
+        before = dict(global_state.get_global_attribute(self.KEY) or {})
+        global_state.set_global_attribute(self.KEY, collections.defaultdict(int, self._first))
+        try:
+            yield
+        finally:
+            counts = global_state.get_global_attribute(self.KEY)
+            for name, count in before.items():
+                counts[name] = max(counts[name], count)
+
 
 class RandomState:
     """Where Python's, NumPy's and TensorFlow's random numbers stand.
@@ -210,7 +254,12 @@ def require_searchable(model: object) -> keras.Model:
             "`build` must return a compiled Keras 3 model. "
             f"Received: {model!r} of type {type(model).__module__}.{type(model).__name__}."
         )
-    if not model.compiled or model.optimizer is None:
+    if model.compiled and model.optimizer is None:
+        raise WrongCallError(
+            "`build` must compile the model with an optimizer, for the search sets its learning rate. "
+            f"Received: model={model.name!r}, compiled without one. Pass optimizer='adam' to compile."
+        )
+    if not model.compiled:
         raise WrongCallError(
             "`build` must return a compiled model, so that the search knows its loss. "
             f"Received: model={model.name!r}, not compiled. Call model.compile(optimizer, loss) in `build`."

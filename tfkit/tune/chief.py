@@ -183,8 +183,13 @@ class Client(OracleClient):
             ) from error
 
     @contextlib.contextmanager
-    def heartbeat(self, on_loss: Callable[[], None]) -> Iterator[None]:
-        """Lets the chief hear of this worker, and calls `on_loss` if the chief is gone for good."""
+    def heartbeat(self, on_loss: Callable[[], None], is_over: Callable[[], bool]) -> Iterator[None]:
+        """Lets the chief hear of this worker, and calls `on_loss` once it is gone for good.
+
+        Args:
+            on_loss: Called in a thread of its own.
+            is_over: Tells whether a chief that does not answer has done its work.
+        """
         over = threading.Event()
 
         def beat() -> None:
@@ -195,7 +200,7 @@ class Client(OracleClient):
                     self.stub.GetSpace(request, timeout=BEAT_SECONDS)
                     last = time.monotonic()
                 except grpc.RpcError:
-                    if time.monotonic() - last > PATIENCE_SECONDS:
+                    if is_over() or time.monotonic() - last > PATIENCE_SECONDS:
                         on_loss()
                         return
 

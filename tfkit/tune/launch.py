@@ -22,6 +22,7 @@ from tfkit.tune.ledger import Ledger
 from tfkit.tune.result import ENGINE
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+FINISHED = "finished"  # a file that tells late workers that there is nothing left
 WRONG_CALL = 3  # exit code of a worker whose call was wrong
 RESTARTS = 3  # of a worker that dies again and again without an epoch in between
 
@@ -47,6 +48,8 @@ def chief_of(job: Job, folder: pathlib.Path, address: str) -> Iterator[Chief]:
             "so only a network of your own should reach it.",
             stacklevel=2,
         )
+    finished = folder / ENGINE / FINISHED
+    finished.unlink(missing_ok=True)
     alone = dataclasses.replace(job, reuse=False, cache_frozen=False)
     with engine(alone, folder, lambda *_: None, "chief") as tuner:
         tuner.oracle.verbose = 0
@@ -54,6 +57,8 @@ def chief_of(job: Job, folder: pathlib.Path, address: str) -> Iterator[Chief]:
         tuner.oracle.save()
         with Chief(tuner.oracle, address, identity(job)) as chief:
             yield chief
+            if chief.is_over:
+                finished.touch()
 
 
 def serve(job: Job, folder: pathlib.Path, address: str, progress: Progress) -> None:
@@ -86,16 +91,24 @@ def work(job: Job, folder: pathlib.Path, address: str, worker: str) -> None:
         gone.append(True)
         _thread.interrupt_main()
 
-    client = Client(job.oracle(), address, worker, identity(job))
-    with client.heartbeat(on_loss), engine(job, folder, lambda *_: None, worker, client) as tuner:
-        try:
+    is_over = (folder / ENGINE / FINISHED).exists
+    try:
+        client = Client(job.oracle(), address, worker, identity(job))
+        with (
+            client.heartbeat(on_loss, is_over),
+            engine(job, folder, lambda *_: None, worker, client) as tuner,
+        ):
             tuner.search()
-        except KeyboardInterrupt:
-            if gone:
-                raise SearchError(
-                    f"A worker needs its chief. Received: {address!r}, which does not answer any more. "
-                    "Start the chief again on the same directory, and then the workers."
-                ) from None
+    except KeyboardInterrupt:
+        if not gone:
+            raise
+        if not is_over():
+            raise SearchError(
+                f"A worker needs its chief. Received: {address!r}, which does not answer any more. "
+                "Start the chief again on the same directory, and then the workers."
+            ) from None
+    except SearchError:
+        if not is_over():  # a worker that comes too late has nothing left to do
             raise
 
 

@@ -239,7 +239,10 @@ def read_spec(folder: pathlib.Path) -> dict[str, Any]:
         ArgumentError: If the file is torn.
     """
     try:
-        return json.loads((folder / SPEC).read_text())
+        spec = json.loads((folder / SPEC).read_text())
+        if not isinstance(spec, dict):
+            raise ValueError("it holds no object")
+        return spec
     except ValueError as error:
         raise ArgumentError(
             f"`directory` must hold a whole {SPEC}. "

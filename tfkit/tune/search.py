@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from tfkit.errors import ArgumentError, OutputPathError, SearchError
+from tfkit.errors import ArgumentError, ArgumentTypeError, OutputPathError, SearchError
 from tfkit.tune.arguments import check_call, check_fit, check_places, find_objective
 from tfkit.tune.result import (
     CHECKPOINTS,
@@ -134,7 +134,10 @@ def search(
     for name, count in counts.items():
         if not isinstance(count, numbers.Integral) or isinstance(count, bool) or count < 1:
             raise ArgumentError(f"`{name}` must be at least 1. Received: {name}={count!r}.")
-    check_fit(x, y, validation_split, callbacks, seed)
+    check_fit(x, y, validation_split, callbacks, seed, batch_size)
+    seed = None if seed is None else int(seed)
+    if not isinstance(directory, str | os.PathLike):
+        raise ArgumentTypeError(f"`directory` must be a path. Received: directory={directory!r}.")
     check_places(workers, chief, worker, distribution_strategy, overwrite)
     goal = find_objective(objective)
     if goal.name.startswith("val_") and validation_data is None and not validation_split:

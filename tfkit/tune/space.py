@@ -79,7 +79,12 @@ class SearchSpace:
 
         hp = keras_tuner.HyperParameters()
         for name, entry in self.entries.items():
-            if isinstance(entry, list):
+            if isinstance(entry, list) and all(isinstance(value, bool) for value in entry):
+                if len(set(entry)) == 1:
+                    hp.Fixed(name, entry[0])
+                else:  # of a Choice, keras-tuner makes 0 and 1
+                    hp.Boolean(name, default=entry[0])
+            elif isinstance(entry, list):
                 hp.Choice(name, entry, ordered=all(isinstance(value, numbers.Real) for value in entry))
             elif name in LOGARITHMIC:
                 hp.Float(name, float(entry[0]), float(entry[1]), sampling="log")
