@@ -226,6 +226,47 @@ def test_a_strategy_is_in_force_where_models_are_built(tmp_path):
     assert (result.table.status == "completed").all()
 
 
+def test_an_objective_that_is_never_reported_is_refused_before_the_first_trial(tmp_path):
+    steps = []
+
+    def build():
+        model = noisy()
+        model.make_train_function = lambda force=False: steps.append(1)
+        return model
+
+    rule = r"history has loss, mae, val_loss, val_mae\."
+    with pytest.raises(tfkit.ArgumentError, match=rule):
+        run(tmp_path, build, objective="val_accuracy")
+    assert not steps
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_objective_of_one_of_several_outputs_is_found(tmp_path):
+    def build():
+        inputs = keras.Input((6,))
+        outputs = {name: layers.Dense(2, name=name)(inputs) for name in ("a", "b")}
+        model = keras.Model(inputs, outputs)
+        model.compile("adam", {"a": "mse", "b": "mse"}, metrics={"a": ["mae"]})
+        return model
+
+    import keras_tuner
+
+    for name in ("val_a_mae", "val_b_loss"):
+        result = tfkit.search(
+            build,
+            X,
+            {"a": Y, "b": Y},
+            space=SearchSpace(learning_rate=[0.1]),
+            validation_split=0.25,
+            max_trials=1,
+            epochs=1,
+            objective=keras_tuner.Objective(name, "min"),
+            directory=tmp_path / name,
+            verbose=0,
+        )
+        assert result.table.status.tolist() == ["completed"]
+
+
 def test_several_optimizers_are_refused(tmp_path):
     def build():
         model = models.dense_net()

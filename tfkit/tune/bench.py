@@ -5,12 +5,13 @@ import contextlib
 import gc
 import random
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import keras
 import keras_tuner
 import numpy as np
+import tensorflow as tf
 from keras.src.backend.common import global_state
 from keras.src.utils.tracking import DotNotTrackScope
 from tensorflow.python.eager import context
@@ -47,6 +48,7 @@ class Bench(keras_tuner.HyperModel):
         seed: Seeds every trial alike; None leaves randomness alone.
         reuse: Whether to keep models at all.
         storage: Where features of frozen layers are kept; None to run them in every epoch.
+        objective: A metric that the first model must report; None where callbacks may report more.
         strategy: A tf.distribute strategy to build under.
     """
 
@@ -60,6 +62,7 @@ class Bench(keras_tuner.HyperModel):
         seed: int | None,
         reuse: bool,
         storage: Storage | None,
+        objective: str | None = None,
         strategy: Any = None,
     ):
         super().__init__()
@@ -67,7 +70,7 @@ class Bench(keras_tuner.HyperModel):
         self._arguments = fit
         self._seed, self._reuse, self._storage, self._strategy = seed, reuse, storage, strategy
         self._last: list[weakref.ref[keras.Variable]] = []
-        self._names = _Names()
+        self._names, self._objective = _Names(), objective
         self._clear()
 
     def _clear(self) -> None:
@@ -84,6 +87,9 @@ class Bench(keras_tuner.HyperModel):
             self._model, self._read = self._make_model(hp)
             self._require_fresh(self._model)
             self._random = RandomState(self._seed)
+            if self._objective is not None and self._strategy is None and self._model.built:
+                require_reported(self._objective, first_metrics(self._model, self._arguments))
+            self._objective = None  # looked for once
             self._prepare(self._model)
         else:
             self._state.restore(keep_trace=True)
@@ -278,6 +284,41 @@ def require_searchable(model: object) -> keras.Model:
             "Pass a float to the optimizer and the curve as a callback."
         )
     return model
+
+
+def first_metrics(model: keras.Model, arguments: dict[str, Any]) -> set[str] | None:
+    """Returns the names that a fit will report, from one sample; None where only a fit can tell."""
+    own = ("train_step", "test_step", "compute_metrics", "get_metrics_result")
+    if any(getattr(type(model), name) is not getattr(keras.Model, name) for name in own):
+        return None
+    x, y = arguments["x"], arguments["y"]
+    try:
+        if isinstance(x, tf.data.Dataset | keras.utils.PyDataset):
+            batch = next(iter(x)) if isinstance(x, tf.data.Dataset) else x[0]
+        else:
+            batch = keras.tree.map_structure(
+                lambda array: keras.ops.convert_to_tensor(np.asarray(array)[:1]), (x, y), none_is_leaf=False
+            )
+        x, y, weight = keras.utils.unpack_x_y_sample_weight(batch)
+        outputs = model(x, training=False)
+        model.compute_loss(x, y, outputs, weight, training=False)
+        names = set(model.compute_metrics(x, y, outputs, weight))
+    except (ValueError, TypeError, KeyError, AttributeError, tf.errors.OpError):
+        # Data that do not fit the model: the first trial's own error says it better.
+        return None
+    finally:
+        model.reset_metrics()
+    validates = arguments["validation_data"] is not None or arguments["validation_split"]
+    return names | ({f"val_{name}" for name in names} if validates else set())
+
+
+def require_reported(objective: str, names: Iterable[str] | None) -> None:
+    """Checks that the objective is among the metrics, where they are known."""
+    if names is not None and objective not in names:
+        raise WrongCallError(
+            "`objective` must be a metric that training reports. "
+            f"Received: objective={objective!r}; the history has {', '.join(sorted(names))}."
+        )
 
 
 def inner_optimizer(model: keras.Model) -> keras.optimizers.Optimizer:

@@ -90,6 +90,7 @@ def engine(
             seed=job.seed,
             reuse=job.reuse and not moves,
             storage=storage,
+            objective=None if job.callbacks else job.objective.name,
             strategy=job.strategy,
         )
         # keras-tuner prints a line when it takes up a search; no code of the user runs then

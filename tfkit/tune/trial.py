@@ -14,7 +14,7 @@ import keras
 import keras_tuner
 import numpy as np
 
-from tfkit.tune.bench import Bench, WrongCallError, moving_variables, plain_decay
+from tfkit.tune.bench import Bench, WrongCallError, moving_variables, plain_decay, require_reported
 from tfkit.tune.ledger import Ledger
 from tfkit.tune.result import SNAPSHOTS, TrialRecord, read_record, write_json
 from tfkit.tune.snapshot import Snapshot, read_values, write_values
@@ -74,11 +74,7 @@ class EpochKeeper(keras.callbacks.Callback):
         for name, metric in (logs or {}).items():
             self._record.history.setdefault(name, []).append(float(metric))
         if self.objective.name not in self._record.history:
-            raise WrongCallError(
-                "`objective` must be a metric that training reports. "
-                f"Received: objective={self.objective.name!r}; "
-                f"the history has {', '.join(sorted(logs or {}))}."
-            )
+            require_reported(self.objective.name, logs or {})
         if self._judge():
             self.best = read_values(moving_variables(self.model))
         if self.best is not None:
