@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 
 import keras
 import numpy as np
@@ -324,7 +325,8 @@ def test_idle_workers_wait_while_another_trains(chief):
 
 
 def test_an_address_beyond_this_machine_is_warned_of(tmp_path, monkeypatch):
-    monkeypatch.setattr(launch, "Chief", lambda *_: contextlib.nullcontext())  # nothing is opened here
+    silent = contextlib.nullcontext(types.SimpleNamespace(is_over=False))
+    monkeypatch.setattr(launch, "Chief", lambda *_: silent)  # nothing is opened here
     with (
         pytest.warns(UserWarning, match=r"listens on 10\.0\.0\.1:9000: its protocol knows neither passwords"),
         launch.chief_of(job(), tmp_path, "10.0.0.1:9000"),
