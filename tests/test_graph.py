@@ -211,7 +211,11 @@ def test_a_built_model_is_returned_itself():
     assert graph.require_model(model) is model
 
 
-@pytest.mark.parametrize("value", [None, 3, "model.keras", layers.Dense(1), models.dense_net], ids=repr)
+@pytest.mark.parametrize(
+    "value",
+    [None, 3, "model.keras", layers.Dense(1), models.dense_net],
+    ids=lambda value: type(value).__name__,
+)
 def test_what_is_no_model_is_refused_with_its_type_and_the_fix(value):
     message = (
         r"`model` must be a Keras 3 model \(keras\.Model\)\. "

@@ -337,7 +337,7 @@ def test_the_table_lists_a_shared_weight_once():
     assert table.path.str.endswith("shared").sum() == 2  # kernel and bias
 
 
-@pytest.mark.parametrize("build", [models.root_weight_net, models.gated_net, models.tied_net], ids=str)
+@pytest.mark.parametrize("build", [models.root_weight_net, models.gated_net, models.tied_net])
 def test_the_table_lists_each_trainable_weight_of_unusual_models(build):
     model = build()
     shapes = sorted(tuple(v.shape) for v in model.trainable_variables)

@@ -805,7 +805,11 @@ def test_a_value_out_of_its_range(name, value, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("wrong", [lambda *, hp: one_weight(), lambda **hp: one_weight(), dict], ids=str)
+@pytest.mark.parametrize(
+    "wrong",
+    [lambda *, hp: one_weight(), lambda **hp: one_weight(), dict],
+    ids=["keyword", "keywords", "class"],
+)
 def test_a_build_that_cannot_be_given_the_hyperparameters(wrong, tmp_path):
     with pytest.raises(tfkit.ArgumentTypeError, match=r"`build` must .*Received: build="):
         run(tmp_path, wrong)
