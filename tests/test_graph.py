@@ -162,13 +162,13 @@ def test_sublayers_hold_a_shared_layer_once():
 
 
 class Recorder(keras.constraints.Constraint):
-    """Notes which optimizer runs whenever a weight is constrained."""
+    """Notes which update runs whenever a weight is constrained."""
 
     def __init__(self):
         self.seen = []
 
     def __call__(self, w):
-        self.seen.append(graph.running_optimizer())
+        self.seen.append(graph.running_update())
         return w
 
 
@@ -186,21 +186,33 @@ def test_a_constraint_learns_which_optimizer_runs(run_eagerly):
     optimizer = keras.optimizers.SGD(0.1)
     seen = recorded(optimizer, run_eagerly=run_eagerly)
     assert seen
-    assert all(each is optimizer for each in seen)
+    assert all(each.caller is optimizer for each in seen)
+
+
+def test_each_update_is_an_object_of_its_own():
+    model, recorders = models.dense_net(units=(3,)), [Recorder(), Recorder()]
+    for layer, recorder in zip(model.layers, recorders, strict=True):
+        layer.kernel.constraint = recorder
+    model.compile("sgd", "mse", run_eagerly=True)
+    model.fit(np.ones((4, 6)), np.ones((4, 2)), batch_size=2, verbose=0)
+    first, second = recorders[0].seen
+    assert first is not second
+    assert [first, second] == recorders[1].seen
 
 
 def test_under_loss_scaling_the_inner_optimizer_runs():
     inner = keras.optimizers.SGD(0.1)
-    assert recorded(keras.optimizers.LossScaleOptimizer(inner), run_eagerly=True) == [inner]
+    (update,) = recorded(keras.optimizers.LossScaleOptimizer(inner), run_eagerly=True)
+    assert update.caller is inner
 
 
 def test_no_optimizer_runs_outside_an_update():
-    assert graph.running_optimizer() is None
+    assert graph.running_update() is None
 
 
 def test_no_optimizer_runs_inside_an_ordinary_name_scope():
     with keras.name_scope("outer"):
-        assert graph.running_optimizer() is None
+        assert graph.running_update() is None
 
 
 # --- fit for use -------------------------------------------------------------------------------

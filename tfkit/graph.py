@@ -134,17 +134,18 @@ def sublayers(layer: keras.Layer) -> list[keras.Layer]:
     return layer._flatten_layers()
 
 
-def running_optimizer() -> keras.optimizers.Optimizer | None:
-    """Returns the optimizer whose `apply` is being executed or traced here.
+def running_update() -> Any:
+    """Returns the update of weights that is being executed or traced here, None outside one.
 
-    Keras opens a name scope with the optimizer as its caller around every update,
-    which is how a constraint can learn on whose behalf it is called.
+    Keras opens a name scope with the optimizer as its caller around every `apply`, which
+    is how a constraint can learn on whose behalf it is called. The scope is an object of
+    its own for each `apply`; its `caller` is the optimizer.
     """
     from keras.src.backend.common import global_state
 
     for scope in reversed(global_state.get_global_attribute("name_scope_stack") or []):
         if isinstance(scope.caller, keras.optimizers.Optimizer):
-            return scope.caller
+            return scope
     return None
 
 

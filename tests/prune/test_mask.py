@@ -9,13 +9,17 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from tensorflow_model_optimization.python.core.sparsity.keras import pruning_impl, pruning_schedule
 
-from tfkit.prune.mask import keep_count, kth_largest_bits, magnitude_mask
+from tfkit.prune.mask import draw_masks, find_threshold, keep_count
 
 SPARSITIES = st.floats(0, 1, exclude_max=True, width=32)
 SHAPES = hnp.array_shapes(min_dims=1, max_dims=4, max_side=9)
 FINITE = st.floats(-(2.0**120), 2.0**120, width=32)
 FEW_VALUES = st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.0, -2.0, 0.5])  # ties everywhere
 DENORMAL = st.floats(-(2.0**-127), 2.0**-127, width=32)
+
+
+def magnitude_mask(weights, sparsity):
+    return draw_masks([weights], sparsity)[0]
 
 
 def weights_of(elements):
@@ -105,10 +109,10 @@ def test_keep_count_at_the_borders(size, sparsity, kept):
 
 @settings(deadline=None, max_examples=30)
 @given(hnp.arrays(np.float32, st.integers(1, 60), elements=FINITE.map(abs)), st.data())
-def test_kth_largest_bits_are_those_of_the_sorted_number(magnitudes, data):
+def test_the_threshold_has_the_bits_of_the_sorted_number(magnitudes, data):
     k = data.draw(st.integers(1, magnitudes.size))
     expected = np.sort(magnitudes)[::-1][k - 1 : k].view(np.int32)[0]
-    assert int(kth_largest_bits(magnitudes, k)) == expected
+    assert int(find_threshold([tf.constant(magnitudes.view(np.int32))], k)) == expected
 
 
 def test_a_kernel_of_zeros_stays_free():

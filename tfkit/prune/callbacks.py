@@ -5,8 +5,7 @@ from typing import Any
 
 import keras
 
-from tfkit.prune.constraint import MagnitudeMask
-from tfkit.prune.magnitude import weights_of
+from tfkit.prune.magnitude import masked_weights
 from tfkit.training import require_current_training
 
 
@@ -35,11 +34,7 @@ class UpdatePruningStep(keras.callbacks.Callback):
     def on_epoch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         if logs is None:
             return
-        pruned = [
-            weight.variable
-            for weight in weights_of(self.model)
-            if isinstance(weight.variable.constraint, MagnitudeMask)
-        ]
+        pruned = [weight.variable for weight in masked_weights(self.model)]
         if pruned:
             kept = sum(int(keras.ops.count_nonzero(variable)) for variable in pruned)
             logs["sparsity"] = 1 - kept / sum(math.prod(variable.shape) for variable in pruned)

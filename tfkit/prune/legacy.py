@@ -5,25 +5,36 @@ from typing import Any
 from tfkit.errors import ArgumentError
 
 
-def is_tf_keras(model: object) -> bool:
-    """Tells whether an object is a model or layer of tf_keras (Keras 2)."""
-    return any(cls.__module__.split(".")[0] == "tf_keras" for cls in type(model).__mro__)
+def is_tf_keras(thing: object) -> bool:
+    """Tells whether an object is a model or layer of tf_keras (Keras 2), or a list of its layers."""
+    kinds = [type(each) for each in thing] if isinstance(thing, list) else [type(thing)]
+    return any(cls.__module__.split(".")[0] == "tf_keras" for kind in kinds for cls in kind.__mro__)
 
 
-def prune_low_magnitude(model: Any, pruning_schedule: Any, *, layers: object = None) -> Any:
+def prune_low_magnitude(
+    model: Any, pruning_schedule: Any, *, layers: object, scope: object, **options: Any
+) -> Any:
     """Returns TFMOT's wrapped copy of a tf_keras model.
 
+    Args:
+        model: A tf_keras model, a layer, or a list of layers.
+        pruning_schedule: TFMOT's schedule.
+        layers: None, for TFMOT takes no names.
+        scope: ``"layer"``, for TFMOT knows no other.
+        options: TFMOT's own arguments.
+
     Raises:
-        ArgumentError: If layers are named, which TFMOT cannot do on a model.
+        ArgumentError: If layers or another scope are asked for, which TFMOT cannot do.
     """
     from tensorflow_model_optimization.sparsity import keras as tfmot
 
-    if layers is not None:
+    if layers is not None or scope != "layer":
         raise ArgumentError(
-            "`layers` works on Keras 3 models; TFMOT prunes a tf_keras model as a whole. "
-            f"Received: layers={layers!r}. Wrap single layers with TFMOT, or load the model with Keras 3."
+            "`layers` and `scope` work on Keras 3 models; TFMOT prunes a tf_keras model as a whole. "
+            f"Received: layers={layers!r}, scope={scope!r}. "
+            "Wrap single layers with TFMOT, or load the model with Keras 3."
         )
-    return tfmot.prune_low_magnitude(model, pruning_schedule)
+    return tfmot.prune_low_magnitude(model, pruning_schedule, **options)
 
 
 def strip_pruning(model: Any) -> Any:

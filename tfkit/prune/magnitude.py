@@ -1,74 +1,97 @@
 """Magnitude pruning of Keras 3 models, without wrappers and without a callback."""
 
-import math
-import numbers
+import functools
 import warnings
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 from tensorflow_model_optimization.sparsity.keras import ConstantSparsity
 
 from tfkit import graph
-from tfkit.errors import ArgumentError, ArgumentTypeError, PruningError
+from tfkit.errors import ArgumentError, PruningError
 from tfkit.prune import legacy
-from tfkit.prune.constraint import MagnitudeMask, PruningClock, Schedule
-from tfkit.prune.mask import magnitude_mask
-from tfkit.select import Pattern, select_layers
+from tfkit.prune.arguments import (
+    by_rule,
+    choose_weights,
+    read_structure,
+    require_fit,
+    require_schedule,
+    require_sparsity,
+    schedule_reader,
+)
+from tfkit.prune.kernels import Weight, weights_of
+from tfkit.prune.mask import Structure, draw_masks
+from tfkit.prune.pruning import Family, LayerMasks, MagnitudeMask, Pruning, Schedule
+from tfkit.select import Pattern
 
 if TYPE_CHECKING:
     import pandas as pd
 
 DEFAULT_SCHEDULE = ConstantSparsity(0.5, 0)  # TFMOT's own default
-KERNELS = {"kernel", "recurrent_kernel", "depthwise_kernel", "pointwise_kernel", "embeddings"}
-
-
-class Weight(NamedTuple):
-    """A weight at its place, and why it is not prunable; None if it is."""
-
-    path: str
-    layer: keras.Layer
-    variable: keras.Variable
-    obstacle: str | None
 
 
 def prune_low_magnitude(
-    model: keras.Model,
+    model: keras.Model | keras.Layer | list[keras.Layer],
     pruning_schedule: Schedule = DEFAULT_SCHEDULE,
     *,
-    layers: Pattern | Iterable[Pattern] | None = None,
-) -> keras.Model:
+    layers: Pattern | Iterable[Pattern] | Mapping[Pattern, Schedule | float | None] | None = None,
+    scope: str = "layer",
+    block_size: tuple[int, int] = (1, 1),
+    block_pooling_type: str = "AVG",
+    sparsity_m_by_n: tuple[int, int] | None = None,
+    pruning_policy: Any = None,
+) -> Any:
     """Prunes the smallest weights while the model trains, in place.
 
     No layer is wrapped or renamed and no callback is needed. Each kernel carries its
     mask as a Keras constraint, so the compiled train step itself keeps the weights
     exactly sparse after every update, in `fit` and in custom loops that call
     `optimizer.apply`. Prunable are the kernels of Dense and of every convolution, of
-    embeddings, recurrent and attention layers; biases, normalisation and
-    one-dimensional weights stay whole.
+    embeddings, recurrent and attention layers, and what a layer of your own names in
+    `get_prunable_weights()`; biases, normalisation and one-dimensional weights stay whole.
 
     A pruning step is an optimizer update, counted from 1 since this call; the schedule
     is asked with that number. At sparsity s a kernel of n weights keeps the
-    ``max(round(n (1 - s)), 1)`` largest magnitudes. Checkpoints hold the sparse weights
-    and load in plain Keras; loading one takes the mask from its zeros.
+    ``max(round(n (1 - s)), 1)`` largest magnitudes. Checkpoints hold the sparse weights,
+    load in plain Keras, and carry masks and count for a run that goes on from them.
 
     Args:
-        model: A built Keras 3 model, changed in place. A tf_keras model goes to TFMOT,
-            which returns a wrapped copy.
+        model: A built Keras 3 model, changed in place. A single layer or a list of layers
+            is accepted as by TFMOT; one that is not built yet is pruned once it is. A
+            tf_keras model goes to TFMOT, which returns a wrapped copy.
         pruning_schedule: TFMOT's `ConstantSparsity`, `PolynomialDecay`, or any
             ``step -> (should_prune, sparsity)`` with sparsity in [0, 1).
-        layers: Patterns of `select_layers`; None prunes all that can be.
+        layers: Patterns of `select_layers` for what to prune, None for all that can be. Or
+            a mapping from patterns to a schedule, to the final sparsity at which
+            `pruning_schedule` shall end there, or to None for not at all; where several
+            match, the last one holds, and what none matches follows `pruning_schedule`.
+        scope: ``"layer"`` gives each kernel the schedule's sparsity. ``"global"`` ranks the
+            kernels of one schedule together, so that all of them have that sparsity as a
+            whole, and each keeps at least one weight. ``"erk"`` does so by the
+            Erdős–Rényi-kernel rule: the larger a kernel, the sparser.
+        block_size: Rows and columns of tiles that are kept or dropped as one, in the matrix
+            of what one output sums by outputs: ``(inputs, units)`` of a Dense kernel,
+            ``(height * width * inputs, filters)`` of a convolution's.
+        block_pooling_type: ``"AVG"`` or ``"MAX"``, how the magnitudes of a tile become one.
+        sparsity_m_by_n: (m, n) for m zeros in every n consecutive inputs to an output, such
+            as (2, 4). The schedule then says when the mask is drawn anew, besides the first
+            update from its `begin_step` on; its sparsity has no part.
+        pruning_policy: TFMOT's, for tf_keras models only.
 
     Returns:
         `model` itself (for tf_keras: TFMOT's new model).
 
     Raises:
-        ArgumentTypeError: If `model` is no model or the schedule cannot be called.
+        ArgumentTypeError: If `model` is no model or layer, or the schedule cannot be called.
         UnbuiltModelError: If the model has no weights yet.
-        ArgumentError: If the schedule returns a sparsity outside [0, 1).
+        ArgumentError: If the schedule returns a sparsity outside [0, 1), or an argument is
+            outside its range or excludes another.
         LayerNotFoundError: If a pattern matches nothing.
-        PruningError: If nothing is prunable, or a selected layer is pruned already.
+        PruningError: If nothing is prunable, a selected layer is pruned already, or tiles
+            or groups do not fit a kernel.
 
     Examples:
         >>> import keras, numpy as np, tfkit
@@ -79,27 +102,93 @@ def prune_low_magnitude(
         >>> int(np.count_nonzero(model.get_layer("a").kernel))
         8
 
-    Source: Zhu and Gupta, To Prune, or Not to Prune (2017); TFMOT's function of that name.
+    Source: Zhu and Gupta, To Prune, or Not to Prune (2017); TFMOT's function of that name;
+    Evci et al., Rigging the Lottery (2020), for ERK; Mishra et al., Accelerating Sparse
+    Deep Neural Networks (2021), for 2:4.
     """
     if legacy.is_tf_keras(model):
-        return legacy.prune_low_magnitude(model, pruning_schedule, layers=layers)
-    weights = _chosen(graph.require_model(model), layers)
-    _check_schedule(pruning_schedule)
+        return legacy.prune_low_magnitude(
+            model,
+            pruning_schedule,
+            layers=layers,
+            scope=scope,
+            block_size=block_size,
+            block_pooling_type=block_pooling_type,
+            sparsity_m_by_n=sparsity_m_by_n,
+            pruning_policy=pruning_policy,
+        )
+    if pruning_policy is not None:
+        raise ArgumentError(
+            "`pruning_policy` is TFMOT's way of choosing layers of tf_keras models. "
+            f"Received: pruning_policy={pruning_policy!r}. On Keras 3 give `layers` patterns or a "
+            "function of a layer."
+        )
+    structure = read_structure(scope, block_size, block_pooling_type, sparsity_m_by_n)
+    schedule = require_schedule("pruning_schedule", pruning_schedule)
+    parts = model if isinstance(model, list) else [model]
+    if parts and all(isinstance(each, keras.Layer) and not isinstance(each, keras.Model) for each in parts):
+        if layers is not None:
+            raise ArgumentError(
+                "`layers` chooses inside a model. "
+                f"Received: layers={layers!r} beside {'layers' if model is parts else 'a single layer'}."
+            )
+        for layer in parts:
+            _once_built(layer, functools.partial(_prune_layer, layer, schedule, structure))
+        return model
+    chosen = choose_weights(graph.require_model(model), layers, schedule, schedule_reader(schedule))
+    _attach(chosen, structure, model)
+    _retrace(model)
+    return model
+
+
+def _attach(
+    chosen: Sequence[tuple[Weight, Schedule]], structure: Structure, model: keras.Model | None
+) -> None:
+    """Gives every chosen weight its mask, or none of them."""
+    weights = [weight for weight, _ in chosen]
+    require_fit(weights, structure)
     for weight in weights:
         if isinstance(weight.variable.constraint, MagnitudeMask):
             raise PruningError(
                 "A layer can be pruned once. "
-                f"Received: model={model.name!r}, where {weight.path}/{weight.variable.name} carries a mask. "
+                f"Received: {weight.name}, which carries a mask. "
                 "Call tfkit.strip_pruning(model) first, or leave the layer out of `layers`."
             )
-    optimizer = model.optimizer if model.compiled else None
-    with model.distribute_strategy.scope():
-        clock = PruningClock(optimizer)
-        for weight in weights:
-            weight.variable.constraint = MagnitudeMask(weight.variable, pruning_schedule, clock)
-            _follow_checkpoints(weight.layer)
-    _retrace(model)
-    return model
+    strategy = tf.distribute.get_strategy() if model is None else model.distribute_strategy
+    by_layer: dict[int, tuple[keras.Layer, list[MagnitudeMask]]] = {}
+    with strategy.scope():
+        pruning = Pruning(model)
+        for schedule, members in by_rule(chosen):
+            kernels = [(weight.variable, weight.layout) for weight in members]
+            family = Family(pruning, kernels, schedule, structure)
+            for weight, mask in zip(members, family.masks, strict=True):
+                weight.variable.constraint = mask
+                by_layer.setdefault(id(weight.layer), (weight.layer, []))[1].append(mask)
+    for layer, masks in by_layer.values():
+        setattr(layer, LayerMasks.NAME, LayerMasks(masks))
+
+
+def _prune_layer(layer: keras.Layer, schedule: Schedule, structure: Structure) -> None:
+    weights = [weight for weight in weights_of(layer) if weight.obstacle is None]
+    if weights:  # TFMOT, too, takes layers that have nothing to prune
+        _attach([(weight, schedule) for weight in weights], structure, None)
+
+
+def _once_built(layer: keras.Layer, act: Callable[[], None]) -> None:
+    """Acts on a layer that has its weights, now or as soon as it has."""
+    if layer.built:
+        act()
+        return
+    build = layer.build
+
+    @functools.wraps(build)
+    def build_and_act(*args: Any, **kwargs: Any) -> Any:
+        result = build(*args, **kwargs)
+        layer.__dict__["build"] = build
+        act()
+        return result
+
+    layer.__dict__["build"] = build_and_act
 
 
 def strip_pruning(model: keras.Model) -> keras.Model:
@@ -128,7 +217,7 @@ def strip_pruning(model: keras.Model) -> keras.Model:
     """
     if legacy.is_tf_keras(model):
         return legacy.strip_pruning(model)
-    masked = [each for each in weights_of(model) if isinstance(each.variable.constraint, MagnitudeMask)]
+    masked = masked_weights(graph.require_model(model))
     if not masked:
         raise PruningError(
             "`strip_pruning` takes a model that is being pruned. "
@@ -145,13 +234,21 @@ def strip_pruning(model: keras.Model) -> keras.Model:
         )
     for weight in masked:
         weight.variable.constraint = weight.variable.constraint.before
-        weight.layer.__dict__.pop("load_own_variables", None)
+        if hasattr(weight.layer, LayerMasks.NAME):
+            delattr(weight.layer, LayerMasks.NAME)
     _retrace(model)
     return model
 
 
 def prune_now(
-    model: keras.Model, sparsity: float, *, layers: Pattern | Iterable[Pattern] | None = None
+    model: keras.Model,
+    sparsity: float | None = None,
+    *,
+    layers: Pattern | Iterable[Pattern] | Mapping[Pattern, float | None] | None = None,
+    scope: str = "layer",
+    block_size: tuple[int, int] = (1, 1),
+    block_pooling_type: str = "AVG",
+    sparsity_m_by_n: tuple[int, int] | None = None,
 ) -> keras.Model:
     """Sets the smallest weights of each kernel to zero at once, in place.
 
@@ -159,33 +256,52 @@ def prune_now(
 
     Args:
         model: A built Keras 3 model.
-        sparsity: Fraction of each kernel's weights to drop, in [0, 1).
-        layers: Patterns of `select_layers`; None prunes all that can be.
+        sparsity: Fraction of each kernel's weights to drop, in [0, 1); left out with
+            `sparsity_m_by_n`.
+        layers: As in `prune_low_magnitude`; the values of a mapping are sparsities or None.
+        scope: As in `prune_low_magnitude`; kernels of one sparsity are ranked together.
+        block_size: As in `prune_low_magnitude`.
+        block_pooling_type: As in `prune_low_magnitude`.
+        sparsity_m_by_n: As in `prune_low_magnitude`.
 
     Returns:
         `model` itself.
 
     Raises:
-        ArgumentTypeError: If `model` is no model.
-        ArgumentError: If `sparsity` lies outside [0, 1).
+        ArgumentTypeError: If `model` is no model, or `sparsity` no number.
+        ArgumentError: If `sparsity` lies outside [0, 1), or an argument is outside its range
+            or excludes another.
         LayerNotFoundError: If a pattern matches nothing.
-        PruningError: If nothing is prunable.
+        PruningError: If nothing is prunable, or tiles or groups do not fit a kernel.
 
     Examples:
         >>> import keras, numpy as np, tfkit
         >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4, name="a")])
         >>> int(np.count_nonzero(tfkit.prune_now(model, 0.5).get_layer("a").kernel))
         16
+        >>> int(np.count_nonzero(tfkit.prune_now(model, sparsity_m_by_n=(3, 4)).get_layer("a").kernel))
+        8
 
     Source: Han et al., Learning both Weights and Connections (2015).
     """
-    _check_sparsity("sparsity", sparsity)
-    for weight in _chosen(graph.require_model(model), layers):
-        values = keras.ops.convert_to_tensor(weight.variable)
-        mask = magnitude_mask(values, sparsity)
-        weight.variable.assign(keras.ops.where(mask, values, keras.ops.zeros_like(values)))
-        if isinstance(weight.variable.constraint, MagnitudeMask):
-            weight.variable.constraint.mask.assign(mask)
+    structure = read_structure(scope, block_size, block_pooling_type, sparsity_m_by_n)
+    if structure.m_by_n is None:
+        require_sparsity("sparsity", sparsity)
+    elif sparsity is not None:
+        raise ArgumentError(
+            "`sparsity_m_by_n` is a sparsity by itself. "
+            f"Received: sparsity={sparsity!r}, sparsity_m_by_n={sparsity_m_by_n!r}. Leave `sparsity` out."
+        )
+    default = 0.0 if sparsity is None else float(sparsity)
+    chosen = choose_weights(graph.require_model(model), layers, default, require_sparsity)
+    require_fit([weight for weight, _ in chosen], structure)
+    for value, members in by_rule(chosen):
+        values = [keras.ops.convert_to_tensor(weight.variable) for weight in members]
+        masks = draw_masks(values, value, [weight.layout for weight in members], structure)
+        for weight, kernel, mask in zip(members, values, masks, strict=True):
+            weight.variable.assign(keras.ops.where(mask, kernel, keras.ops.zeros_like(kernel)))
+            if isinstance(weight.variable.constraint, MagnitudeMask):
+                weight.variable.constraint.mask.assign(mask)
     return model
 
 
@@ -237,92 +353,12 @@ def sparsity_table(model: keras.Model) -> "pd.DataFrame":
     return pd.DataFrame(rows, columns=columns)
 
 
-def weights_of(model: keras.Model) -> Iterator[Weight]:
-    """Yields every weight of the model once, with what keeps it from being pruned."""
-    seen: set[int] = set()
-    for node in graph.descend(graph.walk(graph.require_model(model))):
-        named = getattr(node.layer, "get_prunable_weights", None)
-        chosen = None if named is None else {id(variable) for variable in named()}
-        for variable in graph.own_variables(node.layer):
-            if id(variable) not in seen:
-                seen.add(id(variable))
-                yield Weight(node.path, node.layer, variable, _obstacle(variable, chosen))
-
-
-def _obstacle(variable: keras.Variable, chosen: set[int] | None) -> str | None:
-    if chosen is not None:
-        return None if id(variable) in chosen else "the layer does not name it as prunable"
-    if len(variable.shape) < 2:
-        return "one-dimensional"
-    if variable.name not in KERNELS:
-        return "no kernel"
-    if "float" not in variable.dtype:
-        return f"not floating-point ({variable.dtype})"
-    return None
-
-
-def _chosen(model: keras.Model, layers: Pattern | Iterable[Pattern] | None) -> list[Weight]:
-    weights = [weight for weight in weights_of(model) if weight.obstacle is None]
-    if layers is not None:
-        inside = {id(variable) for variable in select_layers(model, layers).variables}
-        weights = [weight for weight in weights if id(weight.variable) in inside]
-    if not weights:
-        raise PruningError(
-            "The model must have something to prune: a kernel of two dimensions or more. "
-            f"Received: model={model.name!r}, layers={layers!r}, where no weight qualifies. "
-            "tfkit.sparsity_table(model) gives the reason for each weight."
-        )
-    return weights
-
-
-def _check_schedule(schedule: Schedule) -> None:
-    if not callable(schedule) or isinstance(schedule, type):
-        raise ArgumentTypeError(
-            "`pruning_schedule` must be a schedule, step -> (should_prune, sparsity). "
-            f"Received: pruning_schedule={schedule!r}. "
-            "Use tfkit.ConstantSparsity(0.8, begin_step=0) or tfkit.PolynomialDecay(...)."
-        )
-    steps = {1, getattr(schedule, "begin_step", 1), getattr(schedule, "end_step", 1), 10**6}
-    for step in sorted(step for step in steps if step >= 0):
-        answer = schedule(keras.ops.convert_to_tensor(step, dtype="int64"))
-        if not isinstance(answer, tuple) or len(answer) != 2:
-            raise ArgumentTypeError(
-                "`pruning_schedule` must return a pair (should_prune, sparsity). "
-                f"Received: pruning_schedule={schedule!r}, which returned {answer!r} at step {step}."
-            )
-        try:
-            sparsity = float(answer[1])
-        except (TypeError, ValueError):
-            sparsity = answer[1]
-        _check_sparsity(f"pruning_schedule({step})", sparsity)
-
-
-def _check_sparsity(name: str, sparsity: object) -> None:
-    if isinstance(sparsity, bool) or not isinstance(sparsity, numbers.Real):
-        raise ArgumentTypeError(f"`{name}` must be a number in [0, 1). Received: {name}={sparsity!r}.")
-    if not 0 <= sparsity < 1 or math.isnan(sparsity):
-        raise ArgumentError(
-            "A sparsity is the fraction of zeros and must lie in [0, 1). "
-            f"Received: {name}={sparsity!r}. Write 0.8 for 80%."
-        )
+def masked_weights(model: keras.Model) -> list[Weight]:
+    """Returns the weights that carry a mask."""
+    return [each for each in weights_of(model) if isinstance(each.variable.constraint, MagnitudeMask)]
 
 
 def _retrace(model: keras.Model) -> None:
     """Makes the next train step see the constraints as they are now."""
     if model.train_function is not None:
         model.make_train_function(force=True)
-
-
-def _follow_checkpoints(layer: keras.Layer) -> None:
-    """Lets the masks of a layer follow whatever a checkpoint puts into its weights."""
-    if "load_own_variables" in layer.__dict__:
-        return
-    load = layer.load_own_variables
-
-    def load_and_adopt(store: object) -> None:
-        load(store)
-        for variable in graph.own_variables(layer):
-            if isinstance(variable.constraint, MagnitudeMask):
-                variable.constraint.adopt(variable)
-
-    layer.__dict__["load_own_variables"] = load_and_adopt

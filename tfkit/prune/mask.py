@@ -1,65 +1,260 @@
 """Mask arithmetic: which weights are the largest, found exactly and without sorting."""
 
+import dataclasses
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
+import numpy as np
+import tensorflow as tf
 from keras import ops
 
+SCOPES = ("erk", "global", "layer")
+POOLING_TYPES = ("AVG", "MAX")
 
-def keep_count(size: int, sparsity: Any) -> Any:
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """A kernel as the matrix that hardware multiplies by: what one output sums, by outputs.
+
+    Rows are the positions of a filter and the inputs at each, columns the outputs.
+
+    Attributes:
+        positions: Axes of the positions in a convolution's filter; empty elsewhere.
+        inputs: Axes of the input features.
+        outputs: Axes of the output features.
+    """
+
+    positions: tuple[int, ...]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+
+    @classmethod
+    def of_matrix(cls, rank: int) -> "Layout":
+        """Returns Keras's usual order: the outputs last, the inputs before."""
+        return cls((), tuple(range(rank - 1)), (rank - 1,))
+
+    def sizes(self, shape: Sequence[int]) -> tuple[int, int, int]:
+        """Returns how many positions, inputs and outputs a kernel of a shape has."""
+        return tuple(
+            math.prod(shape[axis] for axis in axes) for axes in (self.positions, self.inputs, self.outputs)
+        )
+
+    def matrix_shape(self, shape: Sequence[int]) -> tuple[int, int]:
+        """Returns rows and columns of a kernel of a shape."""
+        positions, inputs, outputs = self.sizes(shape)
+        return positions * inputs, outputs
+
+    def to_matrix(self, kernel: Any) -> Any:
+        """Returns a kernel as its matrix."""
+        order = self.positions + self.inputs + self.outputs
+        return ops.reshape(ops.transpose(kernel, order), self.matrix_shape(kernel.shape))
+
+    def from_matrix(self, matrix: Any, shape: Sequence[int]) -> Any:
+        """Returns a matrix as the kernel of a shape that it came from."""
+        order = self.positions + self.inputs + self.outputs
+        split = ops.reshape(matrix, [shape[axis] for axis in order])
+        return ops.transpose(split, [order.index(axis) for axis in range(len(order))])
+
+
+@dataclasses.dataclass(frozen=True)
+class Structure:
+    """Which weights go together, and what they compete with.
+
+    Attributes:
+        scope: ``"layer"``, each kernel has its own threshold; ``"global"``, all share one;
+            ``"erk"``, each has its own, at densities that follow its shape.
+        block_size: Rows and columns of the tiles of a kernel's matrix that stay or go as one.
+        block_pooling_type: How a tile's magnitudes become one: ``"AVG"`` or ``"MAX"``.
+        m_by_n: (m, n) for m zeros in every n consecutive inputs; None for none.
+    """
+
+    scope: Literal["layer", "global", "erk"] = "layer"
+    block_size: tuple[int, int] = (1, 1)
+    block_pooling_type: Literal["AVG", "MAX"] = "AVG"
+    m_by_n: tuple[int, int] | None = None
+
+
+def draw_masks(
+    kernels: Sequence[Any],
+    sparsity: Any,
+    layouts: Sequence[Layout] | None = None,
+    structure: Structure = Structure(),
+) -> list[Any]:
+    """Marks the weights of each kernel whose magnitude is among the largest.
+
+    ``mask = s >= t`` with s the magnitude of a weight, or that of its tile, and t the k-th
+    largest s, ``k = max(round(n (1 - sparsity)), 1)``. Weights that tie with the k-th stay,
+    so a kernel of zeros stays free to learn. Under one global threshold each kernel keeps
+    at least its largest.
+
+    Args:
+        kernels: Floating-point tensors of any shapes.
+        sparsity: Fraction of weights to drop, in [0, 1); a number or a scalar tensor.
+        layouts: How each kernel is read as a matrix; the last axis as its outputs if None.
+        structure: What goes together. With `m_by_n` the sparsity is m / n and not asked for.
+
+    Returns:
+        A boolean tensor of its kernel's shape for each kernel, with at least one True.
+
+    Source: Zhu and Gupta, To Prune, or Not to Prune (2017), section 3, ties as in TFMOT;
+    Evci et al., Rigging the Lottery (2020), section 3, for ERK; Mishra et al., Accelerating
+    Sparse Deep Neural Networks (2021), for m zeros in n.
+
+    Examples:
+        >>> import numpy as np
+        >>> mask, = draw_masks([np.float32([3.0, -4.0, 1.0, 0.0])], 0.5)
+        >>> np.asarray(mask).tolist()
+        [True, True, False, False]
+    """
+    layouts = layouts or [Layout.of_matrix(len(kernel.shape)) for kernel in kernels]
+    magnitudes = [ops.abs(ops.cast(kernel, "float32")) for kernel in kernels]
+    if structure.m_by_n is not None:
+        return [
+            _m_by_n_mask(each, layout, *structure.m_by_n)
+            for each, layout in zip(magnitudes, layouts, strict=True)
+        ]
+    tiled = structure.block_size != (1, 1)
+    if tiled:
+        magnitudes = [
+            _pool(layout.to_matrix(each), structure) for each, layout in zip(magnitudes, layouts, strict=True)
+        ]
+    bits = [ops.view(ops.reshape(each, (-1,)), "int32") for each in magnitudes]
+    sizes = [each.shape[0] for each in bits]
+    if structure.scope == "global":
+        shared = find_threshold(bits, keep_count(sum(sizes), sparsity, "float64"))
+        thresholds = [ops.minimum(shared, ops.max(part)) for part in bits]
+    else:
+        if structure.scope == "erk":
+            shapes = [layout.sizes(kernel.shape) for kernel, layout in zip(kernels, layouts, strict=True)]
+            keep = erk_keep_counts(sizes, [sum(shape) for shape in shapes], sparsity)
+        else:
+            keep = keep_count(sizes, sparsity)
+        thresholds = [find_threshold([part], keep[i]) for i, part in enumerate(bits)]
+    masks = [
+        ops.reshape(part >= threshold, scores.shape)
+        for part, threshold, scores in zip(bits, thresholds, magnitudes, strict=True)
+    ]
+    if not tiled:
+        return masks
+    return [
+        layout.from_matrix(_spread(mask, structure.block_size), kernel.shape)
+        for mask, layout, kernel in zip(masks, layouts, kernels, strict=True)
+    ]
+
+
+def keep_count(size: int | Sequence[int], sparsity: Any, dtype: str = "float32") -> Any:
     """Returns how many of `size` weights stay at a sparsity: ``max(round(n (1 - s)), 1)``.
 
     Rounds halves to even in float32, as TFMOT does, so that both keep the same number.
     """
-    share = ops.subtract(ops.cast(1.0, "float32"), ops.cast(sparsity, "float32"))
-    kept = ops.round(ops.multiply(ops.cast(float(size), "float32"), share))
+    share = ops.subtract(ops.cast(1.0, dtype), ops.cast(sparsity, dtype))
+    kept = ops.round(ops.multiply(ops.cast(size, dtype), share))
     return ops.cast(ops.maximum(kept, 1.0), "int32")
 
 
-def kth_largest_bits(magnitudes: Any, k: Any) -> Any:
-    """Returns the bit pattern of the k-th largest of non-negative float32 numbers.
+def erk_keep_counts(sizes: Sequence[int], units: Sequence[int], sparsity: Any) -> Any:
+    """Returns how many weights each kernel keeps under the Erdős–Rényi-kernel rule.
 
-    The bits of non-negative floats, read as integers, are ordered as the floats are. So
-    the answer is built from its highest bit down: a bit belongs to it if at least k
-    numbers reach the candidate with that bit set. 31 counting passes, no sort.
+    Kernel l keeps the share ``min(c u_l / n_l, 1)`` of its n_l weights, where u_l counts
+    its positions, inputs and outputs, and c makes the whole as sparse as asked for.
 
     Args:
-        magnitudes: A float32 tensor, no entry negative.
-        k: How many, from 1 to the number of entries.
+        sizes: The weights n_l of each kernel, or its tiles.
+        units: u_l of each kernel.
+        sparsity: Fraction of all weights to drop, in [0, 1); a number or a scalar tensor.
+
+    Returns:
+        An int32 tensor of counts, each at least 1.
+    """
+    order = sorted(range(len(sizes)), key=lambda i: units[i] / sizes[i], reverse=True)
+    n, u = (np.array([values[i] for i in order], "float64") for values in (sizes, units))
+    rest_n, rest_u = (np.cumsum(each[::-1])[::-1].copy() for each in (n, u))  # from this kernel on
+    dense_n = n.sum() - rest_n
+    kept = ops.multiply(n.sum(), 1.0 - ops.cast(sparsity, "float64"))
+    factors = ops.divide(ops.subtract(kept, dense_n), rest_u)  # if all before are dense
+    fits = ops.less_equal(ops.multiply(factors, u / n), 1 + 1e-9)
+    first = ops.argmax(ops.cast(fits, "int32"))  # the first kernel that need not be dense
+    shares = ops.where(
+        np.arange(len(n)) < first, np.ones(len(n)), ops.multiply(ops.take(factors, first), u / n)
+    )
+    counts = ops.maximum(ops.round(ops.multiply(ops.minimum(shares, 1.0), n)), 1.0)
+    return ops.take(ops.cast(counts, "int32"), np.argsort(order))
+
+
+def find_threshold(parts: Sequence[Any], keep: Any) -> Any:
+    """Finds the number t such that ``x >= t`` marks the `keep` largest entries, and ties of the last.
+
+    A radix selection: a histogram of the leading bits tells in which bin the answer lies,
+    one of the next bits inside that bin goes on, down to the last. The bits of non-negative
+    floats, read as integers, are ordered as the floats are.
+
+    Args:
+        parts: Vectors of int32, not negative. With several, each counts as holding at least
+            one entry that reaches t.
+        keep: How many to mark, from 1 to the number of entries; a scalar int32 tensor.
 
     Returns:
         A scalar int32 tensor.
     """
-    bits = ops.view(magnitudes, "int32")
+    many = sum(part.shape[0] for part in parts) > 2**17
+    shift, found = 31, ops.cast(0, "int32")
+    above = [ops.cast(0, "int32") for _ in parts]  # entries beyond the bins that are still in question
+    for width in (16, 15) if many else (11, 10, 10):  # fewer passes, or smaller histograms
+        shift -= width
+        counts = []
+        for part, beyond in zip(parts, above, strict=True):
+            bins = ops.right_shift(part, shift)
+            if shift + width < 31:
+                inside = ops.equal(ops.right_shift(part, shift + width), found)
+                bins = ops.where(inside, ops.bitwise_and(bins, 2**width - 1), 2**width)
+            counts.append(beyond + _count_from(bins, 2**width))
+        reached = sum(ops.maximum(count, 1) for count in counts) if len(parts) > 1 else counts[0]
+        digit = ops.sum(ops.cast(reached >= keep, "int32")) - 1
+        above = [
+            ops.take(ops.append(count, beyond), digit + 1)
+            for count, beyond in zip(counts, above, strict=True)
+        ]
+        found = ops.left_shift(found, width) + digit
+    return found
 
-    def settle(index: Any, found: Any) -> Any:
-        candidate = ops.bitwise_or(found, ops.left_shift(ops.cast(1, "int32"), 30 - index))
-        enough = ops.sum(ops.cast(bits >= candidate, "int32")) >= k
-        return ops.where(enough, candidate, found)
 
-    return ops.fori_loop(0, 31, settle, ops.cast(0, "int32"))
+def _count_from(bins: Any, size: int) -> Any:
+    """Returns for every bin below `size` how many entries lie in it or above, those beyond left out."""
+    # ops.bincount has no fixed size, which XLA needs
+    histogram = tf.raw_ops.DenseBincount(input=bins, size=size, weights=tf.constant([], "int32"))
+    return tf.cumsum(histogram, reverse=True)
 
 
-def magnitude_mask(weights: Any, sparsity: Any) -> Any:
-    """Marks the weights whose magnitude is among the largest.
+def _pool(matrix: Any, structure: Structure) -> Any:
+    """Returns one magnitude for each tile of a matrix."""
+    rows, columns = structure.block_size
+    height, width = matrix.shape
+    tiles = ops.reshape(matrix, (height // rows, rows, width // columns, columns))
+    return (ops.max if structure.block_pooling_type == "MAX" else ops.mean)(tiles, axis=(1, 3))
 
-    ``mask = |w| >= t`` with t the k-th largest magnitude, ``k = keep_count(n, sparsity)``.
-    Weights that tie with the k-th stay, so a kernel of zeros stays free to learn.
 
-    Args:
-        weights: A floating-point tensor of any shape.
-        sparsity: Fraction of weights to drop, in [0, 1); a number or a scalar tensor.
+def _spread(mask: Any, block_size: tuple[int, int]) -> Any:
+    """Returns the matrix whose tiles are the entries of a mask."""
+    return ops.repeat(ops.repeat(mask, block_size[0], axis=0), block_size[1], axis=1)
 
-    Returns:
-        A boolean tensor of the weights' shape with at least one True.
 
-    Source: Zhu and Gupta, To Prune, or Not to Prune (2017), section 3; ties as in TFMOT.
+def _m_by_n_mask(magnitudes: Any, layout: Layout, zeros: int, group: int) -> Any:
+    """Keeps the n - m largest of every n consecutive inputs; of equal ones the first.
 
-    Examples:
-        >>> import numpy as np
-        >>> np.asarray(magnitude_mask(np.float32([3.0, -4.0, 1.0, 0.0]), 0.5)).tolist()
-        [True, True, False, False]
+    A group that the inputs do not fill is filled up with weights that go first.
     """
-    magnitudes = ops.abs(ops.cast(weights, "float32"))
-    k = keep_count(math.prod(weights.shape), sparsity)
-    return ops.view(magnitudes, "int32") >= kth_largest_bits(magnitudes, k)
+    order = layout.positions + layout.outputs + layout.inputs
+    shape = [magnitudes.shape[axis] for axis in order]
+    inputs = layout.sizes(magnitudes.shape)[1]
+    lines = ops.reshape(ops.transpose(magnitudes, order), (-1, inputs))
+    filled = ops.pad(lines, ((0, 0), (0, -inputs % group)), constant_values=-1.0)
+    groups = ops.reshape(filled, (-1, group))
+    places = np.arange(group)
+    larger = ops.zeros(groups.shape, "int32")  # how many of its group each one gives way to
+    for place in places:
+        other = groups[:, place : place + 1]
+        before = ops.logical_and(ops.equal(other, groups), place < places)
+        larger += ops.cast(ops.logical_or(other > groups, before), "int32")
+    kept = ops.reshape(larger < group - zeros, (lines.shape[0], -1))[:, :inputs]
+    return ops.transpose(ops.reshape(kept, shape), [order.index(axis) for axis in range(len(order))])
