@@ -92,7 +92,9 @@ def test_keras_3_and_tfmot_prune_first_on_the_same_train_step(begin):
 
 @pytest.mark.parametrize("layers", ["d1", ["d1"], []], ids=str)
 def test_layers_of_a_tf_keras_model_are_refused(layers):
-    with pytest.raises(tfkit.ArgumentError, match=r"work on Keras 3 models.*Received: layers=.*scope=.*Wrap single"):
+    with pytest.raises(
+        tfkit.ArgumentError, match=r"work on Keras 3 models.*Received: layers=.*scope=.*Wrap single"
+    ):
         tfkit.prune_low_magnitude(legacy_net(), layers=layers)
 
 

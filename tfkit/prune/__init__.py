@@ -1,16 +1,29 @@
 """Sparsity by magnitude, on Keras 3 models."""
 
-from tensorflow_model_optimization.sparsity.keras import ConstantSparsity, PolynomialDecay
+from tensorflow_model_optimization.sparsity.keras import (
+    ConstantSparsity,
+    PolynomialDecay,
+    PrunableLayer,
+    PruningSchedule,
+    prune_scope,
+)
 
-from tfkit.prune.callbacks import UpdatePruningStep
+from tfkit.prune.callbacks import PruningSummaries, UpdatePruningStep
 from tfkit.prune.magnitude import prune_low_magnitude, prune_now, sparsity_table, strip_pruning
+from tfkit.prune.sensitivity import layer_sensitivity, plot_sensitivity
 
 __all__ = [
     "ConstantSparsity",
     "PolynomialDecay",
+    "PrunableLayer",
+    "PruningSchedule",
+    "PruningSummaries",
     "UpdatePruningStep",
+    "layer_sensitivity",
+    "plot_sensitivity",
     "prune_low_magnitude",
     "prune_now",
+    "prune_scope",
     "sparsity_table",
     "strip_pruning",
 ]

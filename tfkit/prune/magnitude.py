@@ -277,10 +277,10 @@ def prune_now(
     Examples:
         >>> import keras, numpy as np, tfkit
         >>> model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(4, name="a")])
+        >>> int(np.count_nonzero(tfkit.prune_now(model, sparsity_m_by_n=(1, 4)).get_layer("a").kernel))
+        24
         >>> int(np.count_nonzero(tfkit.prune_now(model, 0.5).get_layer("a").kernel))
         16
-        >>> int(np.count_nonzero(tfkit.prune_now(model, sparsity_m_by_n=(3, 4)).get_layer("a").kernel))
-        8
 
     Source: Han et al., Learning both Weights and Connections (2015).
     """
