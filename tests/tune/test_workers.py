@@ -324,6 +324,25 @@ def test_idle_workers_wait_while_another_trains(chief):
     assert chief.is_over
 
 
+@pytest.mark.parametrize("over", [True, False], ids=["all is done", "trials are left"])
+def test_a_chief_that_stops_in_the_middle_of_a_call(over, tmp_path, monkeypatch):
+    monkeypatch.setattr(chiefs, "IDLE_SECONDS", 30.0)  # the chief keeps the worker waiting, and is cut off
+    with contextlib.ExitStack() as stack:
+        chief = stack.enter_context(launch.chief_of(job(), tmp_path, "127.0.0.1:0"))
+        busy = chiefs.Client(job().oracle(), chief.address, "busy", launch.identity(job()))
+        busy.create_trial("busy")
+        if over:
+            (tmp_path / launch.ENGINE / launch.FINISHED).touch()
+        stop = threading.Timer(1.0, chief._server.stop, (0.0,))
+        stop.start()
+        stack.callback(stop.join)
+        if over:
+            launch.work(job(), tmp_path, chief.address, "waiting")
+        else:
+            with pytest.raises(tfkit.SearchError, match=r"needs its chief.*Received: .*does not answer"):
+                launch.work(job(), tmp_path, chief.address, "waiting")
+
+
 def test_an_address_beyond_this_machine_is_warned_of(tmp_path, monkeypatch):
     silent = contextlib.nullcontext(types.SimpleNamespace(is_over=False))
     monkeypatch.setattr(launch, "Chief", lambda *_: silent)  # nothing is opened here

@@ -13,6 +13,7 @@ from importlib import metadata
 from typing import Any
 
 import cloudpickle
+import grpc
 
 from tfkit.errors import ArgumentTypeError, SearchError
 from tfkit.tune.bench import WrongCallError
@@ -99,8 +100,8 @@ def work(job: Job, folder: pathlib.Path, address: str, worker: str) -> None:
             engine(job, folder, lambda *_: None, worker, client) as tuner,
         ):
             tuner.search()
-    except KeyboardInterrupt:
-        if not gone:
+    except (KeyboardInterrupt, grpc.RpcError) as loss:  # found out between two calls, or in one
+        if isinstance(loss, KeyboardInterrupt) and not gone:
             raise
         if not is_over():
             raise SearchError(
