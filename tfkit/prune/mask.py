@@ -40,6 +40,11 @@ class Layout:
             math.prod(shape[axis] for axis in axes) for axes in (self.positions, self.inputs, self.outputs)
         )
 
+    def units(self, shape: Sequence[int]) -> int:
+        """Returns the sides of a kernel of a shape added up, as the Erdős–Rényi-kernel rule counts."""
+        _, inputs, outputs = self.sizes(shape)
+        return sum(shape[axis] for axis in self.positions) + inputs + outputs
+
     def matrix_shape(self, shape: Sequence[int]) -> tuple[int, int]:
         """Returns rows and columns of a kernel of a shape."""
         positions, inputs, outputs = self.sizes(shape)
@@ -126,8 +131,8 @@ def draw_masks(
         thresholds = [ops.minimum(shared, ops.max(part)) for part in bits]
     else:
         if structure.scope == "erk":
-            shapes = [layout.sizes(kernel.shape) for kernel, layout in zip(kernels, layouts, strict=True)]
-            keep = erk_keep_counts(sizes, [sum(shape) for shape in shapes], sparsity)
+            units = [layout.units(kernel.shape) for kernel, layout in zip(kernels, layouts, strict=True)]
+            keep = erk_keep_counts(sizes, units, sparsity)
         else:
             keep = keep_count(sizes, sparsity)
         thresholds = [find_threshold([part], keep[i]) for i, part in enumerate(bits)]
@@ -156,8 +161,8 @@ def keep_count(size: int | Sequence[int], sparsity: Any, dtype: str = "float32")
 def erk_keep_counts(sizes: Sequence[int], units: Sequence[int], sparsity: Any) -> Any:
     """Returns how many weights each kernel keeps under the Erdős–Rényi-kernel rule.
 
-    Kernel l keeps the share ``min(c u_l / n_l, 1)`` of its n_l weights, where u_l counts
-    its positions, inputs and outputs, and c makes the whole as sparse as asked for.
+    Kernel l keeps the share ``min(c u_l / n_l, 1)`` of its n_l weights, where u_l adds up
+    the sides of its filter, its inputs and outputs, and c makes the whole as sparse as asked for.
 
     Args:
         sizes: The weights n_l of each kernel, or its tiles.
@@ -247,8 +252,9 @@ def _m_by_n_mask(magnitudes: Any, layout: Layout, zeros: int, group: int) -> Any
     order = layout.positions + layout.outputs + layout.inputs
     shape = [magnitudes.shape[axis] for axis in order]
     inputs = layout.sizes(magnitudes.shape)[1]
-    lines = ops.reshape(ops.transpose(magnitudes, order), (-1, inputs))
-    filled = ops.pad(lines, ((0, 0), (0, -inputs % group)), constant_values=-1.0)
+    bits = ops.view(magnitudes, "int32")  # of which the processor makes no zeros when they are tiny
+    lines = ops.reshape(ops.transpose(bits, order), (-1, inputs))
+    filled = ops.pad(lines, ((0, 0), (0, -inputs % group)), constant_values=-1)
     groups = ops.reshape(filled, (-1, group))
     places = np.arange(group)
     larger = ops.zeros(groups.shape, "int32")  # how many of its group each one gives way to
