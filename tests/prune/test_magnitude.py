@@ -256,30 +256,6 @@ def test_the_last_update_is_sparse_with_averaged_weights_too():
     assert count(model.get_layer("d1")) == 12
 
 
-MIRRORED = """
-import json, sys
-import numpy as np, tensorflow as tf
-cpu = tf.config.list_physical_devices("CPU")[0]
-tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-import keras, tfkit
-from tests.prune.test_magnitude import RULER, X, Y, net
-answer = []
-for when in ("before", "after"):
-    with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
-        model = net()
-        if when == "before":
-            tfkit.prune_low_magnitude(model, RULER)
-        model.compile("sgd", "mse")
-        if when == "after":
-            tfkit.prune_low_magnitude(model, RULER)
-    for _ in range(3):
-        model.fit(X, Y, batch_size=24, verbose=0)
-        kernel = keras.ops.convert_to_numpy(model.get_layer("d1").kernel)
-        answer.append(int(np.count_nonzero(kernel)))
-print(json.dumps(answer))
-"""
-
-
 def python(script, *arguments, blocked=()):
     """Runs a script in a new process that cannot import the blocked packages."""
     block = f"import sys; sys.modules.update(dict.fromkeys({list(blocked)!r}))\n"
@@ -289,10 +265,6 @@ def python(script, *arguments, blocked=()):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.strip().splitlines()[-1])
-
-
-def test_two_replicas_prune_as_one():
-    assert python(MIRRORED) == [at_step(1), at_step(2), at_step(3)] * 2
 
 
 # Counting.
