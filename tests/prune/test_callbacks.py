@@ -90,3 +90,84 @@ def test_the_calls_below_are_tfmots():
 @pytest.mark.parametrize("call", CALLS)
 def test_tfmots_calls_are_accepted(call):
     assert CALLS[call](prepared(tfkit.prune_low_magnitude(models.dense_net()))) is None
+
+
+# --- PruningSummaries ------------------------------------------------------------------------------
+
+
+def scalars(folder):
+    """name -> {step: value} of all event files in a folder."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.util import tensor_util
+
+    events = EventAccumulator(str(folder), size_guidance={"tensors": 0})
+    events.Reload()
+    return {
+        tag: {
+            event.step: float(tensor_util.make_ndarray(event.tensor_proto)) for event in events.Tensors(tag)
+        }
+        for tag in events.Tags()["tensors"]
+    }
+
+
+def test_summaries_hold_sparsity_and_threshold_of_every_kernel_before_each_epoch(tmp_path):
+    schedule = tfkit.PolynomialDecay(0.0, 0.75, begin_step=0, end_step=3, power=1, frequency=1)
+    model = tfkit.prune_low_magnitude(models.dense_net(), schedule, layers="d*")
+    seen = []
+
+    class Look(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            seen.append(
+                {name: np.abs(np.asarray(self.model.get_layer(name).kernel)) for name in ("d1", "d2")}
+            )
+
+    fit(model, tfkit.PruningSummaries(str(tmp_path)), Look())
+    found = scalars(tmp_path / "metrics")
+    assert set(found) == {
+        f"{name}/kernel/{what}" for name in ("d1", "d2") for what in ("sparsity", "threshold")
+    }
+    for name in ("d1", "d2"):
+        for step in range(3):
+            kernel = seen[step][name]
+            assert found[f"{name}/kernel/sparsity"][step] == pytest.approx(np.mean(kernel == 0))
+            assert found[f"{name}/kernel/threshold"][step] == pytest.approx(kernel[kernel > 0].min())
+    assert found["d1/kernel/sparsity"] == pytest.approx({0: 0.0, 1: 0.25, 2: 0.5})
+
+
+def test_tfmots_summaries_count_the_same_sparsity(tmp_path):
+    layer = tf_keras.layers.Dense(4)
+    theirs = tfmot.prune_low_magnitude(
+        tf_keras.Sequential([tf_keras.Input((6,)), layer]), tfmot.ConstantSparsity(0.75, 0, frequency=1)
+    )
+    theirs.compile("sgd", "mse")
+    callbacks = [tfmot.UpdatePruningStep(), tfmot.PruningSummaries(str(tmp_path / "theirs"))]
+    theirs.fit(X, Y[:, :1].repeat(4, 1), 12, epochs=2, verbose=0, callbacks=callbacks)
+    ours = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4)])
+    tfkit.prune_low_magnitude(ours, tfkit.ConstantSparsity(0.75, 0, frequency=1))
+    ours.compile("sgd", "mse", jit_compile=False)
+    summaries = tfkit.PruningSummaries(str(tmp_path / "ours"))
+    ours.fit(X, Y[:, :1].repeat(4, 1), 12, epochs=2, verbose=0, callbacks=[summaries])
+
+    def sparsities(folder):
+        found = scalars(folder / "metrics")
+        return [list(values.items()) for tag, values in found.items() if tag.endswith("/sparsity")]
+
+    assert sparsities(tmp_path / "ours") == sparsities(tmp_path / "theirs") == [[(0, 0.0), (1, 0.75)]]
+
+
+def test_a_kernel_of_zeros_has_the_threshold_zero(tmp_path):
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(2, kernel_initializer="zeros", name="d")])
+    tfkit.prune_low_magnitude(model)
+    fit(model, tfkit.PruningSummaries(tmp_path), epochs=1)
+    assert scalars(tmp_path / "metrics") == {"d/kernel/sparsity": {0: 1.0}, "d/kernel/threshold": {0: 0.0}}
+
+
+def test_summaries_are_tensorboards_too(tmp_path):
+    fit(tfkit.prune_low_magnitude(models.dense_net()), tfkit.PruningSummaries(tmp_path, write_graph=False))
+    assert "epoch_loss" in scalars(tmp_path / "train")
+
+
+@pytest.mark.parametrize("log_dir", [None, "", 7])
+def test_summaries_need_a_folder(log_dir):
+    with pytest.raises(tfkit.ArgumentTypeError, match=r"must be the path of a folder.*Received: log_dir="):
+        tfkit.PruningSummaries(log_dir)

@@ -90,6 +90,36 @@ def test_keras_3_and_tfmot_prune_first_on_the_same_train_step(begin):
     assert ours == theirs == begin
 
 
+def test_tiles_and_groups_reach_tfmot():
+    tiles = tfkit.prune_low_magnitude(legacy_net(), block_size=(2, 1), block_pooling_type="MAX")
+    assert [(layer.block_size, layer.block_pooling_type) for layer in tiles.layers] == [((2, 1), "MAX")] * 2
+    groups = tfkit.prune_low_magnitude(legacy_net(), sparsity_m_by_n=(2, 4))
+    assert [layer.sparsity_m_by_n for layer in groups.layers] == [(2, 4)] * 2
+
+
+def test_a_policy_reaches_tfmot():
+    class Heads(tfmot.PruningPolicy):
+        def allow_pruning(self, layer):
+            return layer.name == "head"
+
+        def ensure_model_supports_pruning(self, model):
+            return True
+
+    pruned = tfkit.prune_low_magnitude(legacy_net(), pruning_policy=Heads())
+    assert [layer.name for layer in pruned.layers] == ["d1", "prune_low_magnitude_head"]
+
+
+def test_layers_and_lists_of_tf_keras_reach_tfmot():
+    layer = tf_keras.layers.Dense(2, name="d")
+    assert tfkit.prune_low_magnitude(layer).name == "prune_low_magnitude_d"
+    assert [each.name for each in tfkit.prune_low_magnitude([layer])] == ["prune_low_magnitude_d"]
+
+
+def test_a_scope_of_a_tf_keras_model_is_refused():
+    with pytest.raises(tfkit.ArgumentError, match=r"`scope` work on Keras 3.*Received: .*scope='global'"):
+        tfkit.prune_low_magnitude(legacy_net(), scope="global")
+
+
 @pytest.mark.parametrize("layers", ["d1", ["d1"], []], ids=str)
 def test_layers_of_a_tf_keras_model_are_refused(layers):
     with pytest.raises(
@@ -118,8 +148,20 @@ def test_what_tfmot_does_not_offer_refuses_a_tf_keras_model(call):
         (lambda: keras.layers.Dense(2), False),
         (lambda: "tf_keras", False),
         (lambda: None, False),
+        (lambda: [tf_keras.layers.Dense(2)], True),
+        (lambda: [keras.layers.Dense(2)], False),
     ],
-    ids=["model", "layer", "subclass", "keras model", "keras layer", "string", "None"],
+    ids=[
+        "model",
+        "layer",
+        "subclass",
+        "keras model",
+        "keras layer",
+        "string",
+        "None",
+        "layers",
+        "keras layers",
+    ],
 )
 def test_tf_keras_is_told_from_keras_3(thing, verdict):
     assert is_tf_keras(thing()) is verdict

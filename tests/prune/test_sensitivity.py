@@ -1,0 +1,187 @@
+"""layer_sensitivity: what it measures, by hand, and that nothing of it stays."""
+
+import io
+import math
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+import tfkit
+from tests import models
+from tests.prune.test_magnitude import always, compiled, fit, kept
+
+X = np.random.default_rng(0).normal(size=(16, 6)).astype("float32")
+
+
+def total(model):
+    """The sum of all kernels' magnitudes: pruning a layer takes its smallest away from it."""
+    return float(sum(np.abs(np.asarray(layer.kernel)).sum() for layer in model.layers))
+
+
+def smallest(kernel, sparsity):
+    magnitudes = np.sort(np.abs(np.asarray(kernel)), axis=None)
+    return magnitudes[: kernel.shape[0] * kernel.shape[1] - kept(magnitudes.size, sparsity)].sum()
+
+
+def test_every_layer_is_pruned_alone_at_every_sparsity():
+    model = models.dense_net()
+    table = tfkit.layer_sensitivity(model, total, sparsities=[0.25, 0.75])
+    assert list(table.columns) == ["path", "parameters", "sparsity", "score", "change"]
+    assert table[["path", "parameters", "sparsity"]].values.tolist() == [
+        [name, size, sparsity]
+        for name, size in [("d1", 48), ("d2", 32), ("head", 8)]
+        for sparsity in (0.25, 0.75)
+    ]
+    assert table.attrs["baseline"] == pytest.approx(total(model))
+    lost = [-smallest(model.get_layer(row.path).kernel, row.sparsity) for row in table.itertuples()]
+    assert table.change.tolist() == pytest.approx(lost, abs=1e-5)
+    assert (table.score - table.change).tolist() == pytest.approx([total(model)] * 6)
+
+
+def test_a_sparsity_of_0_changes_nothing():
+    table = tfkit.layer_sensitivity(models.dense_net(), total, sparsities=[0.0])
+    assert table.change.tolist() == [0.0, 0.0, 0.0]
+
+
+def test_the_weights_are_put_back_bit_for_bit():
+    model = models.dense_net()
+    before = model.get_weights()
+    tfkit.layer_sensitivity(model, total, sparsities=[0.5, 0.9])
+    assert all(map(np.array_equal, model.get_weights(), before))
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_the_weights_are_put_back_when_evaluation_fails(error):
+    model, calls = models.dense_net(), []
+    before = model.get_weights()
+
+    def fail(model):
+        calls.append(True)
+        if len(calls) == 4:
+            raise error
+        return 0.0
+
+    with pytest.raises(error):
+        tfkit.layer_sensitivity(model, fail, sparsities=[0.5, 0.9])
+    assert all(map(np.array_equal, model.get_weights(), before))
+
+
+def test_half_precision_comes_back_as_it_was():
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4, dtype="bfloat16")])
+    before = [keras.ops.copy(weight) for weight in model.weights]
+    tfkit.layer_sensitivity(model, lambda model: 1.0, sparsities=[0.5])
+    assert all(bool(keras.ops.all(a == b)) for a, b in zip(model.weights, before, strict=True))
+    assert model.weights[0].dtype == "bfloat16"
+
+
+def test_a_model_that_is_being_pruned_keeps_its_masks():
+    model = compiled(tfkit.prune_low_magnitude(models.dense_net(), always(0.75)))
+    fit(model)
+    masks = [np.asarray(layer.kernel.constraint.mask) for layer in model.layers]
+    tfkit.layer_sensitivity(model, total, sparsities=[0.9])
+    assert all(
+        map(np.array_equal, [np.asarray(layer.kernel.constraint.mask) for layer in model.layers], masks)
+    )
+
+
+def test_only_the_named_layers_are_tried():
+    table = tfkit.layer_sensitivity(models.dense_net(), total, sparsities=[0.5], layers=["d*", "!d1"])
+    assert table.path.tolist() == ["d2"]
+
+
+def test_a_composite_is_one_layer_and_what_has_no_kernel_is_passed_by():
+    table = tfkit.layer_sensitivity(models.sequence_net(), lambda model: 1.0, sparsities=[0.5])
+    assert table.path.tolist() == ["lstm", "both", "mha", "each", "head"]
+    assert table.parameters.tolist()[0] == 84  # 48 of the kernel, 36 of the recurrent one
+
+
+@pytest.mark.parametrize("build", [models.nested_net, models.subclassed_net])
+def test_inside_nested_and_subclassed_models(build):
+    table = tfkit.layer_sensitivity(build(), lambda model: 1.0, sparsities=[0.5])
+    assert all("/" in path or path == "head" for path in table.path)
+    assert len(table) == len(tfkit.sparsity_table(build()).query("reason.str.startswith('prunable')"))
+
+
+def test_real_evaluation():
+    model = compiled(models.dense_net())
+    y = np.asarray(model(X))
+
+    def loss(model):
+        return model.evaluate(X, y, verbose=0)
+
+    table = tfkit.layer_sensitivity(model, loss, sparsities=[0.5, 0.9])
+    assert table.attrs["baseline"] == pytest.approx(0, abs=1e-9)
+    assert (table[table.sparsity == 0.9].score.values > table[table.sparsity == 0.5].score.values).all()
+
+
+# --- the picture -----------------------------------------------------------------------------------
+
+
+def test_the_picture_is_written(tmp_path):
+    table = tfkit.layer_sensitivity(models.dense_net(), total, sparsities=[0.5, 0.9], plot=tmp_path / "s.png")
+    assert Image.open(tmp_path / "s.png").size[0] > 300
+    again = tfkit.plot_sensitivity(table, tmp_path / "again.png")
+    assert again.read_bytes() == (tmp_path / "s.png").read_bytes()
+
+
+def test_a_table_from_a_file_can_be_drawn(tmp_path):
+    import pandas as pd
+
+    table = tfkit.layer_sensitivity(models.dense_net(), total, sparsities=[0.5])
+    table.to_csv(tmp_path / "s.csv", index=False)
+    read = pd.read_csv(io.StringIO((tmp_path / "s.csv").read_text()))
+    assert tfkit.plot_sensitivity(read, str(tmp_path / "s.png")).is_file()
+
+
+@pytest.mark.parametrize("value", [0.0, math.nan, math.inf])
+def test_scores_without_a_difference_or_number_can_be_drawn(value, tmp_path):
+    tfkit.layer_sensitivity(
+        models.dense_net(), lambda model: value, sparsities=[0.5], plot=tmp_path / "s.png"
+    )
+    assert (tmp_path / "s.png").is_file()
+
+
+# --- what is refused -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"sparsities": [0.5, 1.0]}, tfkit.ArgumentError, r"\[0, 1\).*Received: sparsities\[1\]=1\.0"),
+        ({"sparsities": ["0.5"]}, tfkit.ArgumentTypeError, r"must be a number.*sparsities\[0\]='0\.5'"),
+        ({"sparsities": []}, tfkit.ArgumentError, r"must hold at least one.*Received: sparsities=\[\]"),
+        ({"kind": "filters"}, tfkit.ArgumentError, r"`kind` must be 'magnitude'.*Received: kind='filters'"),
+        ({"evaluate": 0.9}, tfkit.ArgumentTypeError, r"`evaluate` must be a function.*Received: evaluate=0\.9"),
+        ({"layers": "d9"}, tfkit.LayerNotFoundError, r"Received: pattern='d9'.*d1"),
+        ({"plot": "no/such/folder/s.png"}, tfkit.OutputPathError, r"folder of `plot`.*Received: plot='no/such"),
+        ({"model": 7}, tfkit.ArgumentTypeError, r"must be a Keras 3 model.*Received: model=7"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_bad_input_is_refused_before_anything_is_evaluated(options, error, message):
+    calls = []
+    arguments = {"model": models.dense_net(), "evaluate": calls.append, "sparsities": [0.5]} | options
+    with pytest.raises(error, match=message):
+        tfkit.layer_sensitivity(**arguments)
+    assert calls == []
+
+
+def test_a_model_without_kernels_is_refused():
+    message = r"a kernel that can be pruned.*Received: layers='bn1'.*sparsity_table"
+    with pytest.raises(tfkit.PruningError, match=message):
+        tfkit.layer_sensitivity(models.conv_net(), total, sparsities=[0.5], layers="bn1")
+
+
+@pytest.mark.parametrize("score", [None, [0.1, 0.2], "good", True], ids=str)
+def test_a_score_that_is_no_number_is_refused(score):
+    with pytest.raises(tfkit.ArgumentTypeError, match=r"must return a number.*Received: .*model\.evaluate"):
+        tfkit.layer_sensitivity(models.dense_net(), lambda model: score, sparsities=[0.5])
+
+
+def test_a_picture_without_a_folder_is_refused(tmp_path):
+    table = tfkit.layer_sensitivity(models.dense_net(), total, sparsities=[0.5])
+    with pytest.raises(tfkit.OutputPathError, match=r"folder of `path`.*Received: path=.*Make it first"):
+        tfkit.plot_sensitivity(table, tmp_path / "none" / "s.png")
