@@ -102,7 +102,7 @@ def test_a_weight_that_is_zero_by_itself_still_learns_after_a_restore(how, tmp_p
     old, new = zero_net(), zero_net()
     old.optimizer.build(old.trainable_variables)
     new.optimizer.build(new.trainable_variables)
-    old.layers[0].kernel.constraint.pruning.step.assign(5)  # beyond the schedule: the mask stays full
+    old.layers[0].kernel.constraint.family.pruning.step.assign(5)  # beyond the schedule: the mask stays full
     old.fit(first, Y, 8, verbose=0)
     assert count(old.layers[0]) == 24
     if how == "weights":
@@ -129,7 +129,7 @@ def test_tensorflows_own_checkpoint_carries_masks_and_count(tmp_path):
     path = tf.train.Checkpoint(model=old).save(tmp_path / "c")
     new.optimizer.build(new.trainable_variables)
     tf.train.Checkpoint(model=new).restore(path).assert_consumed()
-    assert int(np.asarray(new.layers[0].kernel.constraint.pruning.step)) == 3
+    assert int(np.asarray(new.layers[0].kernel.constraint.family.pruning.step)) == 3
     assert fit(old) == fit(new) == [12, 12, 12]
     assert all(map(np.array_equal, old.get_weights(), new.get_weights()))
 

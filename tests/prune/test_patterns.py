@@ -59,7 +59,7 @@ def test_a_number_below_the_curves_begin_is_held_from_the_begin():
 def test_the_schedules_of_one_call_count_together():
     model = tfkit.prune_low_magnitude(models.dense_net(), RULER, layers={"d1": RULER, "d2": 0.4})
     trained(model)
-    steps = {int(np.asarray(layer.kernel.constraint.pruning.step)) for layer in model.layers}
+    steps = {int(np.asarray(layer.kernel.constraint.family.pruning.step)) for layer in model.layers}
     assert steps == {3}
 
 
@@ -118,6 +118,23 @@ def test_erk_spares_small_layers():
     found = trained(tfkit.prune_low_magnitude(models.dense_net(), always(0.5), scope="erk"))
     # sides 6 + 8, 8 + 4 and 4 + 2; the head is dense, the rest shares 44 - 8 by 14 to 12
     assert found == {"d1": round(36 * 14 / 26), "d2": round(36 * 12 / 26), "head": 8}
+
+
+@pytest.mark.parametrize("scope", ["global", "erk"])
+def test_a_kernel_that_its_rivals_spare_is_not_reported_by_strip(scope, recwarn):
+    model = models.dense_net()
+    model.get_layer("head").kernel.assign(np.full((4, 2), 9.0))
+    trained(tfkit.prune_low_magnitude(model, always(0.5), scope=scope))
+    assert count(model.get_layer("head")) == 8
+    tfkit.strip_pruning(model)
+    assert not [each for each in recwarn if "No zeros" in str(each.message)]
+
+
+def test_kernels_that_no_update_pruned_are_reported_under_one_threshold_too():
+    late = tfkit.ConstantSparsity(0.5, begin_step=100)
+    model = tfkit.prune_low_magnitude(models.dense_net(), late, scope="global")
+    with pytest.warns(UserWarning, match="No zeros in d1, d2, head"):
+        tfkit.strip_pruning(model)
 
 
 def test_parts_of_an_optimizer_count_together_and_rank_apart():

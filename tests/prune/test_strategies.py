@@ -51,7 +51,8 @@ def train(strategy, structure, optimizer, early):
         tfkit.prune_low_magnitude(model, schedule, **structure)
     model.fit(X, Y, 4, epochs=2, verbose=0, shuffle=False)
     masks = [layer.kernel.constraint for layer in model.layers]
-    state = [values(v) for v in [*model.weights, *(mask.mask for mask in masks), masks[0].pruning.step]]
+    variables = [*model.weights, *(mask.mask for mask in masks), masks[0].family.pruning.step]
+    state = [values(variable) for variable in variables]
     return state, [int(np.count_nonzero(values(layer.kernel)[0])) for layer in model.layers]
 
 answer = {}

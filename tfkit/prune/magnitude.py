@@ -224,8 +224,7 @@ def strip_pruning(model: keras.Model) -> keras.Model:
             f"Received: model={model.name!r}, which carries no mask. "
             "Call tfkit.prune_low_magnitude(model) first; a model pruned by tfkit.prune_now needs no strip."
         )
-    dense = [each.path for each in masked if bool(keras.ops.all(keras.ops.not_equal(each.variable, 0)))]
-    if dense:
+    if dense := [each.path for each in masked if each.variable.constraint.family.is_dense(each.variable)]:
         warnings.warn(
             f"No zeros in {', '.join(dense[:5])}: its schedule never pruned it. "
             "A schedule acts at updates begin_step, begin_step + frequency, … that training reaches "

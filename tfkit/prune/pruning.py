@@ -77,10 +77,11 @@ class Family:
         schedule: Schedule,
         structure: Structure,
     ):
+        self.pruning = pruning
         self.schedule = schedule
         self.structure = structure
         self.layouts = [layout for _, layout in kernels]
-        self.masks = [MagnitudeMask(variable, pruning) for variable, _ in kernels]
+        self.masks = [MagnitudeMask(variable, self) for variable, _ in kernels]
         # TFMOT draws m zeros in n at the first update, whatever the schedule's frequency
         self.first_step = max(int(getattr(schedule, "begin_step", 1)), 1)
         pruning.families.append(self)
@@ -90,6 +91,11 @@ class Family:
         known = optimizer._trainable_variables_indices
         pairs = zip(self.masks, self.layouts, strict=True)
         return [(mask, layout) for mask, layout in pairs if optimizer._var_key(mask.variable) in known]
+
+    def is_dense(self, variable: keras.Variable) -> bool:
+        """Tells whether neither a kernel nor any that it competes with has a zero."""
+        rivals = [variable] if self.structure.scope == "layer" else [mask.variable for mask in self.masks]
+        return all(bool(ops.all(ops.not_equal(each, 0))) for each in rivals)
 
     def draw(self, optimizer: keras.optimizers.Optimizer, step: Any, complete: Any) -> None:
         """Draws the masks of what the optimizer trains, if the schedule says so at this step."""
@@ -118,12 +124,12 @@ class MagnitudeMask(keras.constraints.Constraint):
 
     Args:
         variable: The variable to carry the mask.
-        pruning: The call that it belongs to.
+        family: What it is drawn together with.
     """
 
-    def __init__(self, variable: keras.Variable, pruning: Pruning):
+    def __init__(self, variable: keras.Variable, family: Family):
         self.variable = variable
-        self.pruning = pruning
+        self.family = family
         self.before = variable.constraint  # the user's own, still applied first
         self.mask = keras.Variable(
             ops.ones(variable.shape, dtype="bool"),
@@ -134,7 +140,7 @@ class MagnitudeMask(keras.constraints.Constraint):
         )
 
     def __call__(self, w: Any) -> Any:
-        optimizer = self.pruning.begin()
+        optimizer = self.family.pruning.begin()
         weights = ops.convert_to_tensor(w if self.before is None else self.before(w))
         if optimizer is not None and optimizer.use_ema:  # what `fit` ends with must be as sparse
             average = optimizer._model_variables_moving_average[optimizer._get_variable_index(w)]
@@ -153,7 +159,7 @@ class MagnitudeMask(keras.constraints.Constraint):
     @property
     def variables(self) -> list[keras.Variable]:
         """What training moves in the constraint itself."""
-        return [self.mask, self.pruning.step]
+        return [self.mask, self.family.pruning.step]
 
     def follow_zeros(self) -> None:
         """Takes the mask from the weights: what is not zero stays.
@@ -176,21 +182,21 @@ class LayerMasks(KerasSaveable, tf.__internal__.tracking.AutoTrackable):
 
     def __init__(self, masks: Sequence[MagnitudeMask]):
         self._masks = tuple(masks)
-        self.step = masks[0].pruning.step.value
+        self.step = masks[0].family.pruning.step.value
         for number, mask in enumerate(masks):
             setattr(self, f"mask_{number}", mask.mask.value)
 
     def save_own_variables(self, store: Any) -> None:
-        store["step"] = np.array(self._masks[0].pruning.step)
+        store["step"] = ops.convert_to_numpy(self._masks[0].family.pruning.step)
         for number, mask in enumerate(self._masks):
-            store[f"mask_{number}"] = np.packbits(np.array(mask.mask))
+            store[f"mask_{number}"] = np.packbits(ops.convert_to_numpy(mask.mask))
 
     def load_own_variables(self, store: Any) -> None:
         if "step" not in store.keys():  # noqa: SIM118
             for mask in self._masks:
                 mask.follow_zeros()
             return
-        self._masks[0].pruning.step.assign(np.array(store["step"]))
+        self._masks[0].family.pruning.step.assign(np.array(store["step"]))
         for number, mask in enumerate(self._masks):
             shape = tuple(mask.mask.shape)
             bits = np.unpackbits(np.array(store[f"mask_{number}"]), count=int(np.prod(shape)))
