@@ -247,7 +247,7 @@ def draw(updated: pd.DataFrame, stepped: pd.DataFrame) -> bytes:
     labels = [f"{row.kernels},\n{row.weights}" for row in updated.itertuples()]
     for shift, name, color in ((-0.2, THEIRS, "C3"), (0.2, OURS, "C0")):
         bars = left.bar(np.arange(len(labels)) + shift, updated[f"{name}, ms"], 0.4, color=color, label=name)
-        left.bar_label(bars, fmt="%.3g", fontsize=8)
+        left.bar_label(bars, fmt="{:,.0f}", fontsize=8)
         bars = right.bar(
             np.arange(len(stepped)) + shift, stepped[f"{name}, times dense"], 0.4, color=color, label=name
         )
@@ -255,9 +255,10 @@ def draw(updated: pd.DataFrame, stepped: pd.DataFrame) -> bytes:
     left.set_xticks(range(len(labels)), labels, fontsize=8)
     left.set(yscale="log", ylabel="ms", title="One update of all masks")
     left.margins(y=0.15)
+    right.margins(y=0.15)
     right.set_xticks(range(len(stepped)), stepped.step, fontsize=8)
     right.axhline(1, color="0.5", linewidth=0.8)
-    right.set(ylabel="times the dense step", title="A training step of a small network", ylim=0.9)
+    right.set(ylabel="times the dense step", title="A training step of a small network")
     for axes in (left, right):
         axes.legend(fontsize=8)
         axes.spines[["top", "right"]].set_visible(False)
