@@ -120,6 +120,27 @@ def test_a_scope_of_a_tf_keras_model_is_refused():
         tfkit.prune_low_magnitude(legacy_net(), scope="global")
 
 
+def test_both_callbacks_are_tfmots_for_a_tf_keras_model(tmp_path):
+    schedule = tfkit.ConstantSparsity(0.75, 0, frequency=1)
+
+    def trained(package, prune):
+        tf_keras.utils.set_random_seed(0)
+        model = prune(legacy_net(), schedule)
+        model.compile("sgd", "mse")
+        summaries = package.PruningSummaries(log_dir=str(tmp_path / package.__name__))
+        model.fit(
+            X, Y, epochs=2, verbose=0, shuffle=False, callbacks=[package.UpdatePruningStep(), summaries]
+        )
+        return [np.asarray(each) for each in package.strip_pruning(model).get_weights()]
+
+    ours, theirs = trained(tfkit, tfkit.prune_low_magnitude), trained(tfmot, tfmot.prune_low_magnitude)
+    assert all(map(np.array_equal, ours, theirs))
+    assert np.count_nonzero(ours[0]) == 12
+    written = [sorted(path.parent.name for path in (tmp_path / package.__name__).rglob("events*"))
+               for package in (tfkit, tfmot)]  # fmt: skip
+    assert written[0] == written[1] == ["metrics", "train"]
+
+
 @pytest.mark.parametrize("layers", ["d1", ["d1"], []], ids=str)
 def test_layers_of_a_tf_keras_model_are_refused(layers):
     with pytest.raises(

@@ -7,8 +7,10 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+from tensorflow_model_optimization.sparsity import keras as tfmot
 
 from tfkit.errors import ArgumentTypeError
+from tfkit.prune import legacy
 from tfkit.prune.magnitude import masked_weights
 from tfkit.training import local_value, require_current_training
 
@@ -17,7 +19,7 @@ class UpdatePruningStep(keras.callbacks.Callback):
     """Writes the pruned kernels' joint sparsity into the logs of each epoch.
 
     TFMOT cannot prune without its callback of this name; here it only reports, so a
-    script written for TFMOT runs as it is.
+    script written for TFMOT runs as it is. For a tf_keras model it is TFMOT's.
 
     Examples:
         >>> import keras, numpy as np, tfkit
@@ -31,6 +33,12 @@ class UpdatePruningStep(keras.callbacks.Callback):
 
     Source: TFMOT's callback of that name.
     """
+
+    def set_model(self, model: Any) -> None:
+        if legacy.is_tf_keras(model):
+            legacy.hand_over(self, tfmot.UpdatePruningStep(), model)
+        else:
+            super().set_model(model)
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         require_current_training(self.model)
@@ -50,6 +58,7 @@ class PruningSummaries(keras.callbacks.TensorBoard):
     The scalars ``PATH/VARIABLE/sparsity``, the fraction of zeros, and
     ``PATH/VARIABLE/threshold``, the smallest magnitude that is not zero, go to
     ``LOG_DIR/metrics`` over the optimizer's updates. All else is Keras's TensorBoard callback.
+    For a tf_keras model it is TFMOT's.
 
     Args:
         log_dir: Folder of the event files.
@@ -76,8 +85,16 @@ class PruningSummaries(keras.callbacks.TensorBoard):
     def __init__(self, log_dir: str | os.PathLike, update_freq: str | int = "epoch", **options: Any):
         if not isinstance(log_dir, str | os.PathLike) or not str(log_dir):
             raise ArgumentTypeError(f"`log_dir` must be the path of a folder. Received: log_dir={log_dir!r}.")
-        super().__init__(log_dir=os.fspath(log_dir), update_freq=update_freq, **options)
-        self._scalars = tf.summary.create_file_writer(os.path.join(self.log_dir, "metrics"))
+        self._options = {"log_dir": os.fspath(log_dir), "update_freq": update_freq, **options}
+        super().__init__(**self._options)
+        self._scalars: Any = None
+
+    def set_model(self, model: Any) -> None:
+        if legacy.is_tf_keras(model):
+            legacy.hand_over(self, tfmot.PruningSummaries(**self._options), model)
+        else:
+            super().set_model(model)
+            self._scalars = tf.summary.create_file_writer(os.path.join(self.log_dir, "metrics"))
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         super().on_epoch_begin(epoch, logs)

@@ -11,6 +11,14 @@ def is_tf_keras(thing: object) -> bool:
     return any(cls.__module__.split(".")[0] == "tf_keras" for kind in kinds for cls in kind.__mro__)
 
 
+def hand_over(callback: Any, theirs: Any, model: Any) -> None:
+    """Lets TFMOT's callback do the work of tfkit's of that name, for a tf_keras model."""
+    for name in dir(theirs):
+        if name.startswith(("on_", "set_params", "_implements", "_supports")):
+            setattr(callback, name, getattr(theirs, name))
+    theirs.set_model(model)
+
+
 def prune_low_magnitude(
     model: Any, pruning_schedule: Any, *, layers: object, scope: object, **options: Any
 ) -> Any:
