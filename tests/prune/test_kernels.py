@@ -77,6 +77,13 @@ def test_the_depthwise_part_of_a_separable_convolution_has_one_input():
     assert layout_of(layer, layer.depthwise_kernel).sizes(layer.depthwise_kernel.shape) == (9, 1, 3)
 
 
+def test_the_cell_of_a_recurrent_convolution_is_read_as_a_convolution():
+    layer = layers.ConvLSTM2D(2, 3)
+    layer.build((None, 4, 8, 8, 6))
+    for kernel, inputs in ((layer.cell.kernel, 6), (layer.cell.recurrent_kernel, 2)):
+        assert layout_of(layer.cell, kernel).sizes(kernel.shape) == (9, inputs, 8)
+
+
 def test_other_kernels_have_their_outputs_last():
     model = models.sequence_net()
     sizes = {

@@ -94,6 +94,44 @@ def test_a_layer_of_ones_own_names_what_is_pruned():
     ]  # fmt: skip
 
 
+class Composite(layers.Layer):
+    """A layer of layers that decides for all that is inside."""
+
+    def __init__(self, named, **kwargs):
+        super().__init__(**kwargs)
+        self.named = named
+        self.d, self.e = layers.Dense(4, name="d"), layers.Dense(4, name="e")
+
+    def build(self, shape):
+        self.d.build(shape)
+        self.e.build((None, 4))
+
+    def call(self, x):
+        return self.e(self.d(x))
+
+    def get_prunable_weights(self):
+        return self.named(self)
+
+
+@pytest.mark.parametrize(
+    ("named", "pruned"), [(lambda self: [self.d.kernel], ["w/d"]), (lambda self: [], [])], ids=["one", "none"]
+)
+def test_what_a_composite_names_holds_for_its_sublayers(named, pruned):
+    stack = [Composite(named, name="w"), layers.Dense(2, name="head")]
+    model = tfkit.prune_low_magnitude(keras.Sequential([keras.Input((6,)), *stack]))
+    table = tfkit.sparsity_table(model)
+    assert table[table.status == "pruned"].path.tolist() == [*pruned, "head"]
+
+
+@pytest.mark.parametrize("named", [lambda self: None, lambda self: self.d.kernel, lambda self: ["kernel"]])
+def test_a_layer_that_names_no_list_of_weights_is_refused(named):
+    model = keras.Sequential([keras.Input((6,)), Composite(named, name="w")])
+    with pytest.raises(
+        tfkit.ArgumentTypeError, match=r"must return a list.*from w \(Composite\).*\[self\.kernel\]"
+    ):
+        tfkit.prune_low_magnitude(model)
+
+
 def test_a_kernel_under_an_adapter_waits():
     model = models.dense_net(units=(8,))
     model.get_layer("d1").enable_lora(2)
@@ -186,8 +224,74 @@ def test_a_layer_twice_is_refused():
 
 @pytest.mark.parametrize("what", [layers.Dense(2), [layers.Dense(2)]], ids=["layer", "list"])
 def test_patterns_beside_layers_are_refused(what):
-    with pytest.raises(tfkit.ArgumentError, match=r"`layers` chooses inside a model.*Received: layers='d1'"):
+    with pytest.raises(tfkit.ArgumentError, match=r"are about the layers of a model.*Received: layers='d1'"):
         tfkit.prune_low_magnitude(what, layers="d1")
+
+
+@pytest.mark.parametrize("scope", ["global", "erk"])
+def test_a_scope_beside_layers_is_refused(scope):
+    with pytest.raises(
+        tfkit.ArgumentError, match=rf"layers of a model.*scope='{scope}' beside a single layer"
+    ):
+        tfkit.prune_low_magnitude(layers.Dense(2), scope=scope)
+
+
+class Wrapping(keras.Model):
+    """A subclassed model whose layers are wrapped where they are made, and built when it is called."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = tfkit.prune_low_magnitude(layers.Dense(24, name="a"), always(0.75))
+        self.b = tfkit.prune_low_magnitude(layers.Dense(8, name="b"), always(0.75))
+
+    def call(self, x):
+        return self.b(self.a(x))
+
+
+class WrappingBlock(layers.Layer):
+    """The same as a layer without a `build` of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = tfkit.prune_low_magnitude(layers.Dense(24, name="a"), always(0.75))
+        self.b = tfkit.prune_low_magnitude(layers.Dense(8, name="b"), always(0.75))
+
+    def call(self, x):
+        return self.b(self.a(x))
+
+
+@pytest.mark.parametrize("way", ["fit", "call", "block"])
+def test_layers_that_are_built_when_a_model_is_called(way):
+    model = keras.Sequential([keras.Input((6,)), WrappingBlock()]) if way == "block" else Wrapping()
+    if way == "call":
+        model(np.ones((1, 6), "float32"))
+    compiled(model).fit(RNG.normal(size=(8, 6)), RNG.normal(size=(8, 8)), verbose=0)
+    pruned = [weight for weight in model.weights if weight.name == "kernel"]
+    assert [np.count_nonzero(weight) for weight in pruned] == [36, 48]
+    tfkit.strip_pruning(model)
+    assert all(variable.constraint is None for variable in model.variables)
+
+
+def test_an_unbuilt_layer_twice_is_refused():
+    layer = tfkit.prune_low_magnitude(layers.Dense(8, name="twice"))
+    with pytest.raises(tfkit.PruningError, match=r"pruned once.*Received: twice, which will be as soon as"):
+        tfkit.prune_low_magnitude(layer)
+
+
+def test_an_unbuilt_layer_that_does_not_fit_is_refused_at_every_build():
+    layer = tfkit.prune_low_magnitude(layers.Dense(8, name="odd"), block_size=(4, 4))
+    for _ in range(2):
+        with pytest.raises(tfkit.PruningError, match=r"does not fit odd/kernel \(6 x 8\)"):
+            layer.build((None, 6))
+
+
+def test_of_a_list_all_or_none_are_pruned():
+    fits, other = layers.Dense(8), layers.Dense(8)
+    fits.build((None, 4))
+    other.build((None, 6))
+    with pytest.raises(tfkit.PruningError, match="does not fit"):
+        tfkit.prune_low_magnitude([fits, other], block_size=(4, 4))
+    assert fits.kernel.constraint is None
 
 
 def test_an_empty_list_is_no_model():

@@ -678,7 +678,7 @@ def test_prune_now_refuses_a_sparsity_that_is_no_number(sparsity):
 
 def test_stripping_what_was_never_pruned_warns_of_the_schedule():
     model = tfkit.prune_low_magnitude(net(), tfkit.ConstantSparsity(0.5, begin_step=100))
-    with pytest.warns(UserWarning, match=r"No zeros in .*its schedule never pruned it.*frequency"):
+    with pytest.warns(UserWarning, match=r"No zeros in .*the schedule never pruned there.*frequency"):
         tfkit.strip_pruning(model)
 
 

@@ -106,6 +106,34 @@ def test_each_schedule_has_a_global_threshold_of_its_own():
     assert found["head"] == 6
 
 
+def test_what_is_frozen_by_hand_has_no_part_although_the_optimizer_knows_it():
+    model = compiled(tfkit.prune_low_magnitude(models.dense_net(), always(0.5), scope="global"))
+    fit(model)
+    before = np.array(model.get_layer("d1").kernel)
+    model.get_layer("d1").trainable = False
+    compiled(model, model.optimizer)
+    fit(model)
+    np.testing.assert_array_equal(model.get_layer("d1").kernel, before)
+    assert count(model.get_layer("d2")) + count(model.get_layer("head")) == 20
+
+
+@pytest.mark.parametrize("half", [0.8, float("0.8"), np.float64(0.8)], ids=["float", "text", "numpy"])
+def test_layers_of_one_number_are_ranked_together(half):
+    model = models.dense_net()
+    model.get_layer("d2").kernel.assign(10 * model.get_layer("d2").kernel)
+    tfkit.prune_now(model, half, layers={"d1": 0.8, "d2": float("0.8")}, scope="global")
+    assert sum(counts(model).values()) == kept(TOTAL, 0.8)
+    assert counts(model)["d2"] > 10
+
+
+def test_layers_of_one_number_share_a_threshold_while_training():
+    model = tfkit.prune_low_magnitude(
+        models.dense_net(), always(0.25), layers={"d1": 0.75, "d2": 0.75}, scope="global"
+    )
+    found = trained(model)
+    assert found["d1"] + found["d2"] == 20
+
+
 def test_what_is_frozen_has_no_part_in_the_threshold():
     model = models.dense_net()
     model.get_layer("d1").trainable = False
@@ -126,6 +154,13 @@ def test_a_kernel_that_its_rivals_spare_is_not_reported_by_strip(scope, recwarn)
     model.get_layer("head").kernel.assign(np.full((4, 2), 9.0))
     trained(tfkit.prune_low_magnitude(model, always(0.5), scope=scope))
     assert count(model.get_layer("head")) == 8
+    tfkit.strip_pruning(model)
+    assert not [each for each in recwarn if "No zeros" in str(each.message)]
+
+
+def test_a_kernel_too_small_for_its_sparsity_is_not_reported(recwarn):
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(1, name="d1")])
+    compiled(tfkit.prune_low_magnitude(model, always(0.1))).fit(np.ones((2, 4)), np.ones((2, 1)), verbose=0)
     tfkit.strip_pruning(model)
     assert not [each for each in recwarn if "No zeros" in str(each.message)]
 
@@ -206,6 +241,13 @@ def test_two_in_four_on_a_model_that_was_trained_before():
     model = compiled(eights())
     fit(model, epochs=2)
     assert fit(tfkit.prune_low_magnitude(model, sparsity_m_by_n=(2, 4))) == [96, 96, 96]
+
+
+def test_two_in_four_of_a_layer_that_is_unfrozen_later():
+    schedule = tfkit.ConstantSparsity(0.5, begin_step=0, frequency=1000)
+    model = compiled(tfkit.prune_low_magnitude(eights(), schedule, sparsity_m_by_n=(2, 4)))
+    seen = fit(model, epochs=2, callbacks=[tfkit.GradualUnfreezing({0: "head", 1: "*"})])
+    assert seen == [192, 192, 192, 96, 96, 96]
 
 
 @pytest.mark.parametrize("frequency", [1, 100])
@@ -331,6 +373,49 @@ def test_a_number_beside_a_schedule_of_ones_own():
     message = r"tells its final sparsity.*Received: layers\['d1'\]=0\.5 beside.*schedule of its own"
     with pytest.raises(tfkit.ArgumentError, match=message):
         tfkit.prune_low_magnitude(models.dense_net(), lambda step: (True, 0.5), layers={"d1": 0.5})
+
+
+@pytest.mark.parametrize("call", [tfkit.prune_low_magnitude, tfkit.prune_now])
+def test_a_number_beside_groups(call):
+    message = r"is the sparsity of every layer.*Received: layers\['d1'\]=0\.5, sparsity_m_by_n=\(2, 4\)"
+    refused(call, tfkit.ArgumentError, message, eights(), layers={"d1": 0.5}, sparsity_m_by_n=(2, 4))
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        lambda step: (True, 0.5) if step > 3 else (False, 0.0),
+        lambda step: (True, 0.1 * float(step)),
+        lambda step, total: (True, 0.5),
+        lambda step: (step > 1, np.sin(step)),
+    ],
+    ids=["if", "float", "two arguments", "numpy"],
+)
+def test_a_schedule_that_cannot_be_compiled(schedule):
+    message = r"operations on the step.*Received: pruning_schedule=.*which raised .*keras\.ops\.where"
+    refused(tfkit.prune_low_magnitude, tfkit.ArgumentTypeError, message, pruning_schedule=schedule)
+
+
+@pytest.mark.parametrize("answer", [None, "yes", 1, [True, False]], ids=str)
+def test_a_schedule_that_does_not_say_whether(answer):
+    with pytest.raises(tfkit.ArgumentTypeError, match=r"truth value.*Received: should_prune=.*at step 1"):
+        tfkit.prune_low_magnitude(models.dense_net(), lambda step: (answer, 0.5))
+
+
+@pytest.mark.parametrize("begin", [None, "5", float("nan"), float("inf")], ids=str)
+def test_a_begin_that_is_no_number_of_a_step_is_passed_by(begin):
+    def schedule(step):
+        return keras.ops.greater(step, 0), 0.5
+
+    schedule.begin_step = begin
+    assert trained(tfkit.prune_low_magnitude(models.dense_net(), schedule))["d1"] == 24
+
+
+def test_a_schedule_from_a_table_is_taken():
+    table = keras.ops.convert_to_tensor([0.0, 0.25, 0.5, 0.75])
+    schedule = lambda step: (True, keras.ops.take(table, step))  # noqa: E731
+    model = compiled(tfkit.prune_low_magnitude(models.dense_net(), schedule))
+    assert fit(model) == [36, 24, 12]
 
 
 def test_a_policy_of_tfmots():

@@ -157,6 +157,10 @@ def test_scores_without_a_difference_or_number_can_be_drawn(value, tmp_path):
         ({"evaluate": 0.9}, tfkit.ArgumentTypeError, r"must be a function.*Received: evaluate=0\.9"),
         ({"layers": "d9"}, tfkit.LayerNotFoundError, r"Received: pattern='d9'.*d1"),
         ({"plot": "no/such/folder/s.png"}, tfkit.OutputPathError, r"folder of `plot`.*plot='no/such"),
+        ({"plot": "."}, tfkit.OutputPathError, r"`plot` must name a file.*Received: plot='\.'"),
+        ({"plot": 3}, tfkit.ArgumentTypeError, r"`plot` must be the path.*Received: plot=3"),
+        ({"sparsities": 0.5}, tfkit.ArgumentTypeError, r"must be a list of numbers.*sparsities=0\.5"),
+        ({"sparsities": [0.5, 0.5]}, tfkit.ArgumentError, r"each once.*Received: sparsities=\[0\.5, 0\.5\]"),
         ({"model": 7}, tfkit.ArgumentTypeError, r"must be a Keras 3 model.*Received: model=7"),
     ],
     ids=str,
@@ -185,3 +189,9 @@ def test_a_picture_without_a_folder_is_refused(tmp_path):
     table = tfkit.layer_sensitivity(models.dense_net(), total, sparsities=[0.5])
     with pytest.raises(tfkit.OutputPathError, match=r"folder of `path`.*Received: path=.*Make it first"):
         tfkit.plot_sensitivity(table, tmp_path / "none" / "s.png")
+
+
+@pytest.mark.parametrize("table", [None, 3, {}], ids=str)
+def test_something_that_is_no_table_is_refused(table, tmp_path):
+    with pytest.raises(tfkit.ArgumentTypeError, match=r"what layer_sensitivity returned.*Received: table="):
+        tfkit.plot_sensitivity(table, tmp_path / "s.png")

@@ -16,7 +16,7 @@ from tensorflow_model_optimization.python.core.sparsity.keras import (
 )
 
 from tests.prune.test_mask import FEW_VALUES, FINITE, SPARSITIES
-from tfkit.prune.mask import Layout, Structure, draw_masks, erk_keep_counts
+from tfkit.prune.mask import Layout, Structure, draw_masks, erk_keep_counts, keep_count
 
 CONVOLUTION = Layout((0, 1), (2,), (3,))
 TRANSPOSED = Layout((0, 1), (3,), (2,))
@@ -40,7 +40,7 @@ def global_masks_by_sorting(kernels, sparsity):
     """The k largest of all, where each kernel counts for one at least."""
     magnitudes = [np.abs(kernel) for kernel in kernels]
     total = sum(each.size for each in magnitudes)
-    keep = max(int(np.round(total * (1 - np.float64(np.float32(sparsity))))), 1)
+    keep = max(int(np.round(total * (1 - np.round(np.float64(np.float32(sparsity)), 7)))), 1)
     for threshold in sorted(np.concatenate([each.ravel() for each in magnitudes]))[::-1]:
         if sum(max((each >= threshold).sum(), 1) for each in magnitudes) >= keep:
             break
@@ -78,6 +78,19 @@ def test_each_kernel_keeps_its_largest_weight_and_the_total_stays():
     assert sum(mask.sum() for mask in masks) == round(441 * 0.1)
     for mask, kernel in zip(masks, kernels, strict=True):
         assert mask.flat[np.abs(kernel).argmax()]
+
+
+def test_the_total_of_a_large_model_is_the_one_of_the_decimals():
+    """float32 has 0.9 as 0.89999998, which would keep 2,500,001."""
+    assert int(keep_count(25_000_000, tf.constant(0.9), "float64")) == 2_500_000
+
+
+@pytest.mark.parametrize("scope", ["layer", "global", "erk"])
+@pytest.mark.parametrize(("sparsity", "kept"), [(np.nan, 24), (-0.5, 24), (1.5, 1), (np.inf, 1)])
+def test_a_sparsity_that_is_none_destroys_nothing(sparsity, kept, scope):
+    kernel = RNG.normal(size=(4, 6)).astype("float32")
+    (mask,) = masks_of([kernel], tf.constant(sparsity, "float32"), scope=scope)
+    assert mask.sum() == kept
 
 
 def test_one_kernel_alone_is_pruned_globally_as_by_itself():

@@ -4,6 +4,8 @@ from tensorflow_model_optimization.sparsity.keras import (
     ConstantSparsity,
     PolynomialDecay,
     PrunableLayer,
+    PruneForLatencyOnXNNPack,
+    PruningPolicy,
     PruningSchedule,
     prune_scope,
 )
@@ -16,6 +18,8 @@ __all__ = [
     "ConstantSparsity",
     "PolynomialDecay",
     "PrunableLayer",
+    "PruneForLatencyOnXNNPack",
+    "PruningPolicy",
     "PruningSchedule",
     "PruningSummaries",
     "UpdatePruningStep",

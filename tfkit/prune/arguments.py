@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
+import numpy as np
+import tensorflow as tf
 from tensorflow_model_optimization.sparsity.keras import ConstantSparsity, PolynomialDecay
 
 from tfkit.errors import ArgumentError, ArgumentTypeError, PruningError
 from tfkit.prune.kernels import Weight, weights_of
 from tfkit.prune.mask import POOLING_TYPES, SCOPES, Structure
-from tfkit.prune.pruning import Schedule
+from tfkit.prune.pruning import Schedule, begin_step, end_step
 from tfkit.select import Pattern, select_layers
 
 Patterns = Pattern | Iterable[Pattern]
@@ -147,38 +149,59 @@ def choose_weights(
 
 def by_rule(chosen: Sequence[tuple[Weight, Any]]) -> list[tuple[Any, list[Weight]]]:
     """Returns each rule once, with its weights."""
-    groups: dict[int, tuple[Any, list[Weight]]] = {}
+    groups: dict[float, tuple[Any, list[Weight]]] = {}
     for weight, rule in chosen:
-        groups.setdefault(id(rule), (rule, []))[1].append(weight)
+        key = rule if isinstance(rule, numbers.Real) else id(rule)
+        groups.setdefault(key, (rule, []))[1].append(weight)
     return list(groups.values())
 
 
-def schedule_reader(default: Schedule) -> Callable[[str, Any], Schedule]:
+def sparsity_reader(structure: Structure) -> Callable[[str, Any], float]:
+    """Returns what reads the sparsity of one layer, which m zeros in n leave no room for."""
+
+    def read(name: str, value: Any) -> float:
+        if structure.m_by_n is not None:
+            raise ArgumentError(
+                "`sparsity_m_by_n` is the sparsity of every layer that is pruned. "
+                f"Received: {name}={value!r}, sparsity_m_by_n={structure.m_by_n!r}. "
+                "Give `layers` patterns, or None for a layer that stays whole."
+            )
+        return require_sparsity(name, value)
+
+    return read
+
+
+def schedule_reader(default: Schedule, structure: Structure) -> Callable[[str, Any], Schedule]:
     """Returns what reads a schedule of one layer; a number is where `default` shall end there."""
+    read_sparsity = sparsity_reader(structure)
+    ends: dict[float, Schedule] = {}  # layers of one number share a schedule
 
     def read(name: str, value: Any) -> Schedule:
         if not isinstance(value, numbers.Real) or isinstance(value, bool):
             return require_schedule(name, value)
-        require_sparsity(name, value)
+        read_sparsity(name, value)
         if type(default) not in FINAL_SPARSITY:
             raise ArgumentError(
                 "A number in `layers` needs a pruning_schedule that tells its final sparsity: "
                 f"ConstantSparsity or PolynomialDecay. Received: {name}={value!r} beside "
                 f"pruning_schedule={default!r}. Give the layer a schedule of its own."
             )
-        config = default.get_config()["config"] | {FINAL_SPARSITY[type(default)]: float(value)}
-        if "initial_sparsity" in config:
-            config["initial_sparsity"] = min(config["initial_sparsity"], float(value))
-        return type(default)(**config)
+        if value not in ends:
+            config = default.get_config()["config"] | {FINAL_SPARSITY[type(default)]: float(value)}
+            if "initial_sparsity" in config:
+                config["initial_sparsity"] = min(config["initial_sparsity"], float(value))
+            ends[value] = type(default)(**config)
+        return ends[value]
 
     return read
 
 
 def require_schedule(name: str, schedule: Any) -> Schedule:
-    """Returns a schedule if it is one and stays in [0, 1) at the steps where it turns.
+    """Returns a schedule if it is one, works in a compiled step, and begins and ends in [0, 1).
 
     Raises:
-        ArgumentTypeError: If it cannot be called, or returns no pair.
+        ArgumentTypeError: If it cannot be called, returns no pair of a truth value and a
+            number, or does not compute with tensors.
         ArgumentError: If it returns a sparsity outside [0, 1).
     """
     if not callable(schedule) or isinstance(schedule, type):
@@ -187,21 +210,39 @@ def require_schedule(name: str, schedule: Any) -> Schedule:
             f"Received: {name}={schedule!r}. "
             "Use tfkit.ConstantSparsity(0.8, begin_step=0) or tfkit.PolynomialDecay(...)."
         )
-    steps = {1, getattr(schedule, "begin_step", 1), getattr(schedule, "end_step", 1), 10**6}
-    for step in sorted(step for step in steps if step >= 0):
-        answer = schedule(keras.ops.convert_to_tensor(step, dtype="int64"))
+    for step in sorted({1, begin_step(schedule), end_step(schedule)}):
+        answer = _ask(name, schedule, keras.ops.convert_to_tensor(step, dtype="int64"))
         if not isinstance(answer, tuple) or len(answer) != 2:
             raise ArgumentTypeError(
                 f"`{name}` must return a pair (should_prune, sparsity). "
                 f"Received: {name}={schedule!r}, which returned {answer!r} at step {step}. "
                 "A schedule of learning rates or of another library is none of sparsity."
             )
-        try:
-            sparsity = float(answer[1])
-        except (TypeError, ValueError):
-            sparsity = answer[1]
-        require_sparsity(f"{name}({step})", sparsity)
+        should_prune, sparsity = (np.asarray(each) for each in answer)
+        if should_prune.dtype != bool or should_prune.ndim:
+            raise ArgumentTypeError(
+                f"`{name}` must tell by a truth value whether to prune. "
+                f"Received: should_prune={answer[0]!r} at step {step}. Compare: step % 10 == 0."
+            )
+        number = sparsity.item() if sparsity.dtype.kind in "fiu" and not sparsity.ndim else answer[1]
+        require_sparsity(f"{name}({step})", number)
+    _ask(name, schedule, tf.TensorSpec((), "int64"))
     return schedule
+
+
+def _ask(name: str, schedule: Schedule, step: Any) -> Any:
+    """Returns what a schedule answers; for a TensorSpec, how it is traced."""
+    try:
+        if isinstance(step, tf.TensorSpec):
+            return tf.function(schedule, autograph=False).get_concrete_function(step)
+        return schedule(step)
+    except Exception as error:
+        raise ArgumentTypeError(
+            f"`{name}` must be computed with operations on the step, a scalar int64 tensor, for it is asked "
+            "inside the compiled train step. "
+            f"Received: {name}={schedule!r}, which raised {type(error).__name__}: {str(error)[:200]}. "
+            "Write keras.ops.where(step > 3, 0.5, 0.0) instead of if, and no float(step)."
+        ) from error
 
 
 def require_sparsity(name: str, sparsity: Any) -> Any:

@@ -21,6 +21,7 @@ from tfkit.prune.arguments import (
     require_schedule,
     require_sparsity,
     schedule_reader,
+    sparsity_reader,
 )
 from tfkit.prune.kernels import Weight, weights_of
 from tfkit.prune.mask import Structure, draw_masks
@@ -59,9 +60,11 @@ def prune_low_magnitude(
     load in plain Keras, and carry masks and count for a run that goes on from them.
 
     Args:
-        model: A built Keras 3 model, changed in place. A single layer or a list of layers
-            is accepted as by TFMOT; one that is not built yet is pruned once it is. A
-            tf_keras model goes to TFMOT, which returns a wrapped copy.
+        model: A built Keras 3 model, changed in place: the one that is compiled, whose train
+            step follows. If only a part of it is given after it has trained, compile it
+            again. A single layer or a list of layers is accepted as by TFMOT; one that is
+            not built yet is pruned once it is. A tf_keras model goes to TFMOT, which
+            returns a wrapped copy.
         pruning_schedule: TFMOT's `ConstantSparsity`, `PolynomialDecay`, or any
             ``step -> (should_prune, sparsity)`` with sparsity in [0, 1).
         layers: Patterns of `select_layers` for what to prune, None for all that can be. Or
@@ -69,16 +72,16 @@ def prune_low_magnitude(
             `pruning_schedule` shall end there, or to None for not at all; where several
             match, the last one holds, and what none matches follows `pruning_schedule`.
         scope: ``"layer"`` gives each kernel the schedule's sparsity. ``"global"`` ranks the
-            kernels of one schedule together, so that all of them have that sparsity as a
-            whole, and each keeps at least one weight. ``"erk"`` does so by the
+            kernels of one schedule that train together, so that all of them have that sparsity
+            as a whole, and each keeps at least one weight. ``"erk"`` does so by the
             Erdős–Rényi-kernel rule: the larger a kernel, the sparser.
         block_size: Rows and columns of tiles that are kept or dropped as one, in the matrix
             of what one output sums by outputs: ``(inputs, units)`` of a Dense kernel,
             ``(height * width * inputs, filters)`` of a convolution's.
         block_pooling_type: ``"AVG"`` or ``"MAX"``, how the magnitudes of a tile become one.
         sparsity_m_by_n: (m, n) for m zeros in every n consecutive inputs to an output, such
-            as (2, 4). The schedule then says when the mask is drawn anew, besides the first
-            update from its `begin_step` on; its sparsity has no part.
+            as (2, 4). Masks are drawn at a kernel's first update from the schedule's `begin_step`
+            on, and again when the schedule says so; its sparsity has no part.
         pruning_policy: TFMOT's, for tf_keras models only.
 
     Returns:
@@ -127,15 +130,16 @@ def prune_low_magnitude(
     schedule = require_schedule("pruning_schedule", pruning_schedule)
     parts = model if isinstance(model, list) else [model]
     if parts and all(isinstance(each, keras.Layer) and not isinstance(each, keras.Model) for each in parts):
-        if layers is not None:
+        if layers is not None or structure.scope != "layer":
             raise ArgumentError(
-                "`layers` chooses inside a model. "
-                f"Received: layers={layers!r} beside {'layers' if model is parts else 'a single layer'}."
+                "`layers` and `scope` are about the layers of a model. "
+                f"Received: layers={layers!r}, scope={scope!r} beside "
+                f"{'layers' if model is parts else 'a single layer'}. Build the model and prune that."
             )
-        for layer in parts:
-            _once_built(layer, functools.partial(_prune_layer, layer, schedule, structure))
+        _prune_layers(parts, schedule, structure)
         return model
-    chosen = choose_weights(graph.require_model(model), layers, schedule, schedule_reader(schedule))
+    graph.require_model(model)
+    chosen = choose_weights(model, layers, schedule, schedule_reader(schedule, structure))
     _attach(chosen, structure, model)
     _retrace(model)
     return model
@@ -168,27 +172,38 @@ def _attach(
         setattr(layer, LayerMasks.NAME, LayerMasks(masks))
 
 
-def _prune_layer(layer: keras.Layer, schedule: Schedule, structure: Structure) -> None:
-    weights = [weight for weight in weights_of(layer) if weight.obstacle is None]
-    if weights:  # TFMOT, too, takes layers that have nothing to prune
-        _attach([(weight, schedule) for weight in weights], structure, None)
+def _prune_layers(layers: Sequence[keras.Layer], schedule: Schedule, structure: Structure) -> None:
+    """Prunes layers that stand alone: those that have their weights now, the others once they have."""
+    for layer in layers:
+        if hasattr(layer.build, "prunes"):
+            raise PruningError(
+                f"A layer can be pruned once. Received: {layer.name}, which will be as soon as it is built."
+            )
+
+    def prune(built: Sequence[keras.Layer]) -> None:
+        weights = [weight for layer in built for weight in weights_of(layer) if weight.obstacle is None]
+        if weights:  # TFMOT, too, takes layers that have nothing to prune
+            _attach([(weight, schedule) for weight in weights], structure, None)
+
+    prune([layer for layer in layers if layer.built])
+    for layer in layers:
+        if not layer.built:
+            layer.__dict__["build"] = _build_and(layer, functools.partial(prune, [layer]))
 
 
-def _once_built(layer: keras.Layer, act: Callable[[], None]) -> None:
-    """Acts on a layer that has its weights, now or as soon as it has."""
-    if layer.built:
-        act()
-        return
+def _build_and(layer: keras.Layer, act: Callable[[], None]) -> Callable[..., Any]:
+    """Returns a layer's `build` with something to do after it, once."""
     build = layer.build
 
     @functools.wraps(build)
     def build_and_act(*args: Any, **kwargs: Any) -> Any:
-        result = build(*args, **kwargs)
+        if not layer.built:
+            build(*args, **kwargs)
+        act()  # if it fails, the next build tries again
         layer.__dict__["build"] = build
-        act()
-        return result
 
-    layer.__dict__["build"] = build_and_act
+    build_and_act.prunes = True
+    return build_and_act
 
 
 def strip_pruning(model: keras.Model) -> keras.Model:
@@ -224,17 +239,18 @@ def strip_pruning(model: keras.Model) -> keras.Model:
             f"Received: model={model.name!r}, which carries no mask. "
             "Call tfkit.prune_low_magnitude(model) first; a model pruned by tfkit.prune_now needs no strip."
         )
-    if dense := [each.path for each in masked if each.variable.constraint.family.is_dense(each.variable)]:
+    if dense := [each.path for each in masked if each.variable.constraint.family.missed(each.variable)]:
         warnings.warn(
-            f"No zeros in {', '.join(dense[:5])}: its schedule never pruned it. "
+            f"No zeros in {', '.join(dense[:5])}: the schedule never pruned there. "
             "A schedule acts at updates begin_step, begin_step + frequency, … that training reaches "
             "(TFMOT's default frequency is 100), and only on layers that train.",
             stacklevel=2,
         )
     for weight in masked:
         weight.variable.constraint = weight.variable.constraint.before
-        if hasattr(weight.layer, LayerMasks.NAME):
-            delattr(weight.layer, LayerMasks.NAME)
+    for layer in graph.sublayers(model):
+        if hasattr(layer, LayerMasks.NAME):
+            delattr(layer, LayerMasks.NAME)
     _retrace(model)
     return model
 
@@ -251,7 +267,9 @@ def prune_now(
 ) -> keras.Model:
     """Sets the smallest weights of each kernel to zero at once, in place.
 
-    Nothing holds the zeros afterwards; to train on with them, use `prune_low_magnitude`.
+    Nothing holds the zeros afterwards, unless the model is being pruned: then the masks move
+    too. To train on with the zeros held, use `prune_low_magnitude` with
+    ``ConstantSparsity(sparsity, begin_step=1, end_step=1, frequency=1)``.
 
     Args:
         model: A built Keras 3 model.
@@ -292,7 +310,7 @@ def prune_now(
             f"Received: sparsity={sparsity!r}, sparsity_m_by_n={sparsity_m_by_n!r}. Leave `sparsity` out."
         )
     default = 0.0 if sparsity is None else float(sparsity)
-    chosen = choose_weights(graph.require_model(model), layers, default, require_sparsity)
+    chosen = choose_weights(graph.require_model(model), layers, default, sparsity_reader(structure))
     require_fit([weight for weight, _ in chosen], structure)
     for value, members in by_rule(chosen):
         values = [keras.ops.convert_to_tensor(weight.variable) for weight in members]

@@ -151,11 +151,20 @@ def draw_masks(
 def keep_count(size: int | Sequence[int], sparsity: Any, dtype: str = "float32") -> Any:
     """Returns how many of `size` weights stay at a sparsity: ``max(round(n (1 - s)), 1)``.
 
-    Rounds halves to even in float32, as TFMOT does, so that both keep the same number.
+    Rounds halves to even in float32, as TFMOT does, so that both keep the same number. In
+    float64 a sparsity that comes in float32 counts by its seven decimals.
     """
-    share = ops.subtract(ops.cast(1.0, dtype), ops.cast(sparsity, dtype))
-    kept = ops.round(ops.multiply(ops.cast(size, dtype), share))
+    kept = ops.round(ops.multiply(ops.cast(size, dtype), _kept_share(sparsity, dtype)))
     return ops.cast(ops.maximum(kept, 1.0), "int32")
+
+
+def _kept_share(sparsity: Any, dtype: str) -> Any:
+    """Returns 1 - s, of an s that a schedule gives outside [0, 1] for the nearer end; for NaN 1."""
+    sparsity = ops.cast(sparsity, dtype)
+    if dtype == "float64":
+        sparsity = ops.round(sparsity * 1e7) / 1e7
+    sparsity = ops.minimum(ops.where(sparsity > 0, sparsity, ops.zeros_like(sparsity)), 1.0)
+    return ops.subtract(ops.cast(1.0, dtype), sparsity)
 
 
 def erk_keep_counts(sizes: Sequence[int], units: Sequence[int], sparsity: Any) -> Any:
@@ -176,7 +185,7 @@ def erk_keep_counts(sizes: Sequence[int], units: Sequence[int], sparsity: Any) -
     n, u = (np.array([values[i] for i in order], "float64") for values in (sizes, units))
     rest_n, rest_u = (np.cumsum(each[::-1])[::-1].copy() for each in (n, u))  # from this kernel on
     dense_n = n.sum() - rest_n
-    kept = ops.multiply(n.sum(), 1.0 - ops.cast(sparsity, "float64"))
+    kept = ops.multiply(n.sum(), _kept_share(sparsity, "float64"))
     factors = ops.divide(ops.subtract(kept, dense_n), rest_u)  # if all before are dense
     fits = ops.less_equal(ops.multiply(factors, u / n), 1 + 1e-9)
     first = ops.argmax(ops.cast(fits, "int32"))  # the first kernel that need not be dense

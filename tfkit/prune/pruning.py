@@ -1,5 +1,7 @@
 """Masks that live on variables: constraints that Keras applies inside the train step."""
 
+import math
+import numbers
 import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,9 +13,21 @@ from keras import ops
 from keras.src.saving.keras_saveable import KerasSaveable
 
 from tfkit import graph
-from tfkit.prune.mask import Layout, Structure, draw_masks
+from tfkit.prune.mask import Layout, Structure, draw_masks, keep_count
 
 Schedule = Callable[[Any], tuple[Any, Any]]
+
+
+def begin_step(schedule: Schedule) -> int:
+    """Returns the update at which a schedule begins, 1 if it does not tell."""
+    begin = getattr(schedule, "begin_step", 1)
+    return max(int(begin), 1) if isinstance(begin, numbers.Integral) else 1
+
+
+def end_step(schedule: Schedule) -> int:
+    """Returns the update at which a schedule ends, 1 if it does not tell."""
+    end = getattr(schedule, "end_step", 1)
+    return max(int(end), 1) if isinstance(end, numbers.Integral) else 1
 
 
 class Pruning:
@@ -28,9 +42,7 @@ class Pruning:
     """
 
     def __init__(self, model: keras.Model | None = None):
-        self.step = keras.Variable(
-            0, dtype="int64", trainable=False, aggregation="only_first_replica", name="pruning_step"
-        )
+        self.step = _state_variable("zeros", (), "int64", "pruning_step")
         self.families: list[Family] = []
         self._model = (lambda: None) if model is None else weakref.ref(model)
         self._begun: weakref.WeakSet = weakref.WeakSet()
@@ -60,6 +72,18 @@ class Pruning:
         return optimizer not in parts or optimizer is moving[0]
 
 
+def _state_variable(initializer: str, shape: tuple[int, ...], dtype: str, name: str) -> keras.Variable:
+    """Returns a variable of pruning's own; by an initializer, for Keras may only be building a layer."""
+    return keras.Variable(
+        initializer,
+        shape=shape,
+        dtype=dtype,
+        trainable=False,
+        aggregation="only_first_replica",
+        name=name,
+    )
+
+
 class Family:
     """Kernels that follow one schedule, and whose masks are drawn together.
 
@@ -82,20 +106,26 @@ class Family:
         self.structure = structure
         self.layouts = [layout for _, layout in kernels]
         self.masks = [MagnitudeMask(variable, self) for variable, _ in kernels]
-        # TFMOT draws m zeros in n at the first update, whatever the schedule's frequency
-        self.first_step = max(int(getattr(schedule, "begin_step", 1)), 1)
         pruning.families.append(self)
 
     def moved_by(self, optimizer: keras.optimizers.Optimizer) -> "list[tuple[MagnitudeMask, Layout]]":
-        """Returns the masks of the kernels that an optimizer trains, each with its layout."""
+        """Returns the masks of the kernels that train and that an optimizer knows, each with its layout."""
         known = optimizer._trainable_variables_indices
-        pairs = zip(self.masks, self.layouts, strict=True)
-        return [(mask, layout) for mask, layout in pairs if optimizer._var_key(mask.variable) in known]
+        return [
+            (mask, layout)
+            for mask, layout in zip(self.masks, self.layouts, strict=True)
+            if mask.variable.trainable and optimizer._var_key(mask.variable) in known
+        ]
 
-    def is_dense(self, variable: keras.Variable) -> bool:
-        """Tells whether neither a kernel nor any that it competes with has a zero."""
+    def missed(self, variable: keras.Variable) -> bool:
+        """Tells whether neither a kernel nor a rival has a zero although the schedule asks for some."""
         rivals = [variable] if self.structure.scope == "layer" else [mask.variable for mask in self.masks]
-        return all(bool(ops.all(ops.not_equal(each, 0))) for each in rivals)
+        if any(bool(ops.any(ops.equal(each, 0))) for each in rivals):
+            return False
+        steps = (int(ops.convert_to_tensor(self.pruning.step)), end_step(self.schedule))
+        sparsity = max(float(self.schedule(ops.cast(step, "int64"))[1]) for step in steps)
+        size = sum(math.prod(each.shape) for each in rivals)
+        return self.structure.m_by_n is not None or int(keep_count(size, sparsity)) < size
 
     def draw(self, optimizer: keras.optimizers.Optimizer, step: Any, complete: Any) -> None:
         """Draws the masks of what the optimizer trains, if the schedule says so at this step."""
@@ -104,8 +134,10 @@ class Family:
             return
         masks, layouts = zip(*moved, strict=True)
         should_prune, sparsity = self.schedule(step)
-        if self.structure.m_by_n is not None:
-            should_prune = ops.logical_or(should_prune, ops.equal(step, self.first_step))
+        if self.structure.m_by_n is not None:  # as in TFMOT, the frequency does not put the first off
+            undrawn = ops.any([ops.all(mask.mask) for mask in masks])
+            begun = ops.greater_equal(step, begin_step(self.schedule))
+            should_prune = ops.logical_or(should_prune, ops.logical_and(begun, undrawn))
         drawn = ops.cond(
             ops.logical_and(complete, should_prune),
             lambda: draw_masks([mask.constrained() for mask in masks], sparsity, layouts, self.structure),
@@ -131,13 +163,7 @@ class MagnitudeMask(keras.constraints.Constraint):
         self.variable = variable
         self.family = family
         self.before = variable.constraint  # the user's own, still applied first
-        self.mask = keras.Variable(
-            ops.ones(variable.shape, dtype="bool"),
-            dtype="bool",
-            trainable=False,
-            aggregation="only_first_replica",
-            name=f"{variable.name}_mask",
-        )
+        self.mask = _state_variable("ones", tuple(variable.shape), "bool", f"{variable.name}_mask")
 
     def __call__(self, w: Any) -> Any:
         optimizer = self.family.pruning.begin()
@@ -182,29 +208,47 @@ class LayerMasks(KerasSaveable, tf.__internal__.tracking.AutoTrackable):
 
     def __init__(self, masks: Sequence[MagnitudeMask]):
         self._masks = tuple(masks)
-        self.step = masks[0].family.pruning.step.value
-        for number, mask in enumerate(masks):
-            setattr(self, f"mask_{number}", mask.mask.value)
+
+    @property
+    def _variables(self) -> dict[str, keras.Variable]:
+        masks = {f"mask_{number}": mask.mask for number, mask in enumerate(self._masks)}
+        return {"step": self._masks[0].family.pruning.step, **masks}
 
     def save_own_variables(self, store: Any) -> None:
-        store["step"] = ops.convert_to_numpy(self._masks[0].family.pruning.step)
-        for number, mask in enumerate(self._masks):
-            store[f"mask_{number}"] = np.packbits(ops.convert_to_numpy(mask.mask))
+        for name, variable in self._variables.items():
+            values = ops.convert_to_numpy(variable)
+            if name != "step":
+                store[f"{name}_shape"] = np.array(values.shape)
+                values = np.packbits(values)
+            store[name] = values
 
     def load_own_variables(self, store: Any) -> None:
         if "step" not in store.keys():  # noqa: SIM118
             for mask in self._masks:
                 mask.follow_zeros()
             return
-        self._masks[0].family.pruning.step.assign(np.array(store["step"]))
-        for number, mask in enumerate(self._masks):
-            shape = tuple(mask.mask.shape)
-            bits = np.unpackbits(np.array(store[f"mask_{number}"]), count=int(np.prod(shape)))
-            mask.mask.assign(bits.reshape(shape).astype(bool))
+        values = {"step": np.array(store["step"])}
+        for name, variable in self._variables.items():
+            if name == "step":
+                continue
+            shape = tuple(np.array(store[f"{name}_shape"])) if name in store.keys() else None  # noqa: SIM118
+            if shape != tuple(variable.shape):
+                raise ValueError(
+                    f"A mask must have the shape of its weight. Received: {variable.path} of shape "
+                    f"{tuple(variable.shape)}, and in the file {shape}."
+                )
+            bits = np.unpackbits(np.array(store[name]), count=int(np.prod(shape)))
+            values[name] = bits.reshape(shape).astype(bool)
+        for name, variable in self._variables.items():
+            variable.assign(values[name])
 
     def _trackable_children(self, save_type: str = "checkpoint", **kwargs: Any) -> dict[str, Any]:
-        """A SavedModel is for inference and holds no masks."""
-        return super()._trackable_children(save_type, **kwargs) if save_type == "checkpoint" else {}
+        if save_type != "checkpoint":  # a SavedModel is for inference
+            return {}
+        return {name: variable.value for name, variable in self._variables.items()}
+
+    def _lookup_dependency(self, name: str, cached_dependencies: Any = None) -> Any:
+        return self._trackable_children().get(name)
 
     def _obj_type(self) -> str:
         return "Operation"

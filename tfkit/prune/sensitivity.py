@@ -39,7 +39,7 @@ def layer_sensitivity(
     For every layer and sparsity s the smallest weights of its kernels become zero, the
     model is judged, and the weights are put back bit for bit, also when `evaluate` fails.
     Nothing is trained in between, so the table tells which layers to spare and which to
-    prune harder, not what a pruned model reaches in the end.
+    prune harder, not what a pruned model reaches in the end. `evaluate` must not train.
 
     Args:
         model: A built Keras 3 model.
@@ -81,24 +81,31 @@ def layer_sensitivity(
         )
     if kind != "magnitude":
         raise ArgumentError(f"`kind` must be 'magnitude'. Received: kind={kind!r}.")
+    if not isinstance(sparsities, Iterable) or isinstance(sparsities, str):
+        raise ArgumentTypeError(
+            f"`sparsities` must be a list of numbers. Received: sparsities={sparsities!r}."
+        )
     steps = [require_sparsity(f"sparsities[{i}]", each) for i, each in enumerate(sparsities)]
-    if not steps:
-        raise ArgumentError(f"`sparsities` must hold at least one. Received: sparsities={sparsities!r}.")
+    if not steps or len(set(steps)) < len(steps):
+        raise ArgumentError(
+            "`sparsities` must hold at least one, and each once. "
+            f"Received: sparsities={sparsities!r}. Write [0.5, 0.8, 0.9]."
+        )
     if plot is not None:
-        _require_folder("plot", plot)
+        _require_path("plot", plot)
     groups = _prunable_by_layer(model, layers)
     baseline = _score(evaluate, model)
     rows = []
     with _progress(len(groups) * len(steps), verbose) as advance:
         for path, weights in groups.items():
             before = [keras.ops.copy(weight.variable) for weight in weights]
+            size = sum(math.prod(weight.variable.shape) for weight in weights)
             try:
                 for sparsity in steps:
                     masks = draw_masks(before, sparsity, [weight.layout for weight in weights])
                     for weight, values, mask in zip(weights, before, masks, strict=True):
                         weight.variable.assign(keras.ops.where(mask, values, keras.ops.zeros_like(values)))
                     score = _score(evaluate, model)
-                    size = sum(math.prod(weight.variable.shape) for weight in weights)
                     rows.append((path, size, float(sparsity), score, score - baseline))
                     advance()
             finally:
@@ -169,16 +176,24 @@ def plot_sensitivity(table: "pd.DataFrame", path: str | os.PathLike) -> pathlib.
         ...     tfkit.plot_sensitivity(table, f"{folder}/sensitivity.png").read_bytes()[1:4]
         b'PNG'
     """
+    import pandas as pd
     from matplotlib.figure import Figure
 
-    _require_folder("path", path)
+    if not isinstance(table, pd.DataFrame) or not {"path", "sparsity", "score", "change"} <= {*table.columns}:
+        raise ArgumentTypeError(
+            "`table` must be what layer_sensitivity returned, with path, sparsity, score and change. "
+            f"Received: table={table!r}."
+        )
+    _require_path("path", path)
     paths = list(dict.fromkeys(table.path))
     grids = {name: table.pivot(index="path", columns="sparsity", values=name).loc[paths]
              for name in ("score", "change")}  # fmt: skip
     sparsities = list(grids["score"].columns)
-    figure = Figure(figsize=(3 + 0.9 * len(sparsities), 1.6 + 0.32 * len(paths)), layout="constrained")
+    width = 2.4 + 0.085 * max(map(len, paths)) + 0.95 * len(sparsities)
+    figure = Figure(figsize=(width, 1.6 + 0.32 * len(paths)), layout="constrained")
     axes = figure.subplots()
-    largest = float(np.nanmax(np.abs(grids["change"].replace([np.inf, -np.inf], np.nan)), initial=0)) or 1.0
+    changes = np.abs(grids["change"].to_numpy())
+    largest = float(changes[np.isfinite(changes)].max(initial=0)) or 1.0
     image = axes.imshow(grids["change"], cmap="RdBu", vmin=-largest, vmax=largest, aspect="auto")
     for row, column in np.ndindex(*grids["score"].shape):
         strong = abs(grids["change"].iloc[row, column]) > 0.6 * largest
@@ -192,7 +207,13 @@ def plot_sensitivity(table: "pd.DataFrame", path: str | os.PathLike) -> pathlib.
     return pathlib.Path(path)
 
 
-def _require_folder(name: str, path: str | os.PathLike) -> None:
+def _require_path(name: str, path: str | os.PathLike) -> None:
+    if not isinstance(path, str | os.PathLike):
+        raise ArgumentTypeError(f"`{name}` must be the path of a PNG. Received: {name}={path!r}.")
+    if not str(path) or pathlib.Path(path).is_dir():
+        raise OutputPathError(
+            f"`{name}` must name a file. Received: {name}={os.fspath(path)!r}. Write 'sensitivity.png'."
+        )
     if not pathlib.Path(path).absolute().parent.is_dir():
         raise OutputPathError(
             f"The folder of `{name}` must exist. Received: {name}={os.fspath(path)!r}. Make it first."
