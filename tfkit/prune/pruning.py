@@ -69,7 +69,7 @@ class Pruning:
         whole = getattr(whole, "inner_optimizer", whole)
         parts = getattr(whole, "optimizers", [])
         moving = [part for part in parts if any(family.moved_by(part) for family in self.families)]
-        return optimizer not in parts or optimizer is moving[0]
+        return optimizer not in parts or optimizer in moving[:1] or not moving
 
 
 def _state_variable(initializer: str, shape: tuple[int, ...], dtype: str, name: str) -> keras.Variable:
