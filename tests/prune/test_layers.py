@@ -236,33 +236,25 @@ def test_a_scope_beside_layers_is_refused(scope):
         tfkit.prune_low_magnitude(layers.Dense(2), scope=scope)
 
 
-class Wrapping(keras.Model):
-    """A subclassed model whose layers are wrapped where they are made, and built when it is called."""
+def wrapping(kind):
+    """A model or layer whose layers are wrapped where they are made, and built when it is called."""
 
-    def __init__(self):
-        super().__init__()
-        self.a = tfkit.prune_low_magnitude(layers.Dense(24, name="a"), always(0.75))
-        self.b = tfkit.prune_low_magnitude(layers.Dense(8, name="b"), always(0.75))
+    class Wrapping(kind):
+        def __init__(self):
+            super().__init__()
+            self.a = tfkit.prune_low_magnitude(layers.Dense(24, name="a"), always(0.75))
+            self.b = tfkit.prune_low_magnitude(layers.Dense(8, name="b"), always(0.75))
 
-    def call(self, x):
-        return self.b(self.a(x))
+        def call(self, x):
+            return self.b(self.a(x))
 
-
-class WrappingBlock(layers.Layer):
-    """The same as a layer without a `build` of its own."""
-
-    def __init__(self):
-        super().__init__()
-        self.a = tfkit.prune_low_magnitude(layers.Dense(24, name="a"), always(0.75))
-        self.b = tfkit.prune_low_magnitude(layers.Dense(8, name="b"), always(0.75))
-
-    def call(self, x):
-        return self.b(self.a(x))
+    return Wrapping()
 
 
 @pytest.mark.parametrize("way", ["fit", "call", "block"])
 def test_layers_that_are_built_when_a_model_is_called(way):
-    model = keras.Sequential([keras.Input((6,)), WrappingBlock()]) if way == "block" else Wrapping()
+    block = way == "block"
+    model = keras.Sequential([keras.Input((6,)), wrapping(layers.Layer)]) if block else wrapping(keras.Model)
     if way == "call":
         model(np.ones((1, 6), "float32"))
     compiled(model).fit(RNG.normal(size=(8, 6)), RNG.normal(size=(8, 8)), verbose=0)
