@@ -17,6 +17,7 @@ COLUMNS = {
     "stage": ("stage", "{}"),
     "psnr_db": ("PSNR, dB", "{:.2f}"),
     "mae": ("MAE", "{:.4f}"),
+    "parameters": ("parameters", "{:,.0f}"),
     "nonzero": ("non-zero weights", "{:,.0f}"),
     "size_bytes": ("bytes", "{:,.0f}"),
     "gzip_bytes": ("gzip bytes", "{:,.0f}"),

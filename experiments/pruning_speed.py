@@ -4,7 +4,7 @@ Three questions. How long does one update of all masks take, on the same values?
 training step of a small convolutional network cost beyond the dense one? How many bytes do
 the masks add?
 
-    python -m experiments.pruning_speed             about three minutes, two cores
+    python -m experiments.pruning_speed             about two minutes, two cores
     python -m experiments.pruning_speed --quick     under a minute
 
 The ways are timed in turns within one run; the tables give medians.

@@ -256,12 +256,12 @@ def test_the_last_update_is_sparse_with_averaged_weights_too():
     assert count(model.get_layer("d1")) == 12
 
 
-def python(script, *arguments, blocked=()):
+def python(script, *arguments, blocked=(), timeout=120):
     """Runs a script in a new process that cannot import the blocked packages."""
     block = f"import sys; sys.modules.update(dict.fromkeys({list(blocked)!r}))\n"
     done = subprocess.run(
         [sys.executable, "-c", block + script, *map(str, arguments)],
-        cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+        cwd=ROOT, capture_output=True, text=True, timeout=timeout, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     return json.loads(done.stdout.strip().splitlines()[-1])

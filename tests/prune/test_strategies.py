@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+from tests.prune.test_magnitude import python
+
 ROOT = pathlib.Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
 pytestmark = pytest.mark.slow
@@ -73,17 +75,7 @@ print(json.dumps(answer))
 
 @pytest.fixture(scope="module")
 def mirrored():
-    done = subprocess.run(
-        [sys.executable, "-c", MIRRORED, json.dumps(CASES)],
-        cwd=ROOT,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=250,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    return python(MIRRORED, json.dumps(CASES), timeout=250)
 
 
 @pytest.mark.parametrize("case", CASES)

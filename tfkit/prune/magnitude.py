@@ -24,7 +24,7 @@ from tfkit.prune.arguments import (
     sparsity_reader,
 )
 from tfkit.prune.kernels import Weight, weights_of
-from tfkit.prune.mask import Structure, draw_masks
+from tfkit.prune.mask import Structure, apply_mask, draw_masks
 from tfkit.prune.pruning import Family, LayerMasks, MagnitudeMask, Pruning, Schedule
 from tfkit.select import Pattern
 
@@ -316,7 +316,7 @@ def prune_now(
         values = [keras.ops.convert_to_tensor(weight.variable) for weight in members]
         masks = draw_masks(values, value, [weight.layout for weight in members], structure)
         for weight, kernel, mask in zip(members, values, masks, strict=True):
-            weight.variable.assign(keras.ops.where(mask, kernel, keras.ops.zeros_like(kernel)))
+            weight.variable.assign(apply_mask(mask, kernel))
             if isinstance(weight.variable.constraint, MagnitudeMask):
                 weight.variable.constraint.mask.assign(mask)
     return model

@@ -148,6 +148,11 @@ def draw_masks(
     ]
 
 
+def apply_mask(mask: Any, weights: Any) -> Any:
+    """Returns weights with zeros outside a mask."""
+    return ops.where(mask, weights, ops.zeros_like(weights))
+
+
 def keep_count(size: int | Sequence[int], sparsity: Any, dtype: str = "float32") -> Any:
     """Returns how many of `size` weights stay at a sparsity: ``max(round(n (1 - s)), 1)``.
 

@@ -13,7 +13,7 @@ from keras import ops
 from keras.src.saving.keras_saveable import KerasSaveable
 
 from tfkit import graph
-from tfkit.prune.mask import Layout, Structure, draw_masks, keep_count
+from tfkit.prune.mask import Layout, Structure, apply_mask, draw_masks, keep_count
 
 Schedule = Callable[[Any], tuple[Any, Any]]
 
@@ -104,16 +104,15 @@ class Family:
         self.pruning = pruning
         self.schedule = schedule
         self.structure = structure
-        self.layouts = [layout for _, layout in kernels]
-        self.masks = [MagnitudeMask(variable, self) for variable, _ in kernels]
+        self.masks = [MagnitudeMask(variable, layout, self) for variable, layout in kernels]
         pruning.families.append(self)
 
-    def moved_by(self, optimizer: keras.optimizers.Optimizer) -> "list[tuple[MagnitudeMask, Layout]]":
-        """Returns the masks of the kernels that train and that an optimizer knows, each with its layout."""
+    def moved_by(self, optimizer: keras.optimizers.Optimizer) -> "list[MagnitudeMask]":
+        """Returns the masks of the kernels that train and that an optimizer knows."""
         known = optimizer._trainable_variables_indices
         return [
-            (mask, layout)
-            for mask, layout in zip(self.masks, self.layouts, strict=True)
+            mask
+            for mask in self.masks
             if mask.variable.trainable and optimizer._var_key(mask.variable) in known
         ]
 
@@ -129,10 +128,10 @@ class Family:
 
     def draw(self, optimizer: keras.optimizers.Optimizer, step: Any, complete: Any) -> None:
         """Draws the masks of what the optimizer trains, if the schedule says so at this step."""
-        moved = self.moved_by(optimizer)
-        if not moved:
+        masks = self.moved_by(optimizer)
+        if not masks:
             return
-        masks, layouts = zip(*moved, strict=True)
+        layouts = [mask.layout for mask in masks]
         should_prune, sparsity = self.schedule(step)
         if self.structure.m_by_n is not None:  # as in TFMOT, the frequency does not put the first off
             undrawn = ops.any([ops.all(mask.mask) for mask in masks])
@@ -156,11 +155,13 @@ class MagnitudeMask(keras.constraints.Constraint):
 
     Args:
         variable: The variable to carry the mask.
+        layout: How it is read as a matrix.
         family: What it is drawn together with.
     """
 
-    def __init__(self, variable: keras.Variable, family: Family):
+    def __init__(self, variable: keras.Variable, layout: Layout, family: Family):
         self.variable = variable
+        self.layout = layout
         self.family = family
         self.before = variable.constraint  # the user's own, still applied first
         self.mask = _state_variable("ones", tuple(variable.shape), "bool", f"{variable.name}_mask")
@@ -175,8 +176,7 @@ class MagnitudeMask(keras.constraints.Constraint):
 
     def apply(self, weights: Any) -> Any:
         """Returns weights with zeros outside the mask."""
-        weights = ops.convert_to_tensor(weights)
-        return ops.where(self.mask, weights, ops.zeros_like(weights))
+        return apply_mask(self.mask, ops.convert_to_tensor(weights))
 
     def constrained(self) -> Any:
         """Returns the variable's values as the user's own constraint will have them."""

@@ -15,7 +15,7 @@ from tfkit import graph
 from tfkit.errors import ArgumentError, ArgumentTypeError, OutputPathError, PruningError
 from tfkit.prune.arguments import require_sparsity
 from tfkit.prune.kernels import Weight, weights_of
-from tfkit.prune.mask import draw_masks
+from tfkit.prune.mask import apply_mask, draw_masks
 from tfkit.select import Pattern, select_layers
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def layer_sensitivity(
                 for sparsity in steps:
                     masks = draw_masks(before, sparsity, [weight.layout for weight in weights])
                     for weight, values, mask in zip(weights, before, masks, strict=True):
-                        weight.variable.assign(keras.ops.where(mask, values, keras.ops.zeros_like(values)))
+                        weight.variable.assign(apply_mask(mask, values))
                     score = _score(evaluate, model)
                     rows.append((path, size, float(sparsity), score, score - baseline))
                     advance()
