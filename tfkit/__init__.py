@@ -48,6 +48,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "training_table",
         ],
         "prune": [
+            "ChannelPlan",
             "ConstantSparsity",
             "PolynomialDecay",
             "PrunableLayer",
@@ -55,7 +56,9 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "PruningSummaries",
             "UpdatePruningStep",
             "layer_sensitivity",
+            "plan_channel_pruning",
             "plot_sensitivity",
+            "prune_channels",
             "prune_low_magnitude",
             "prune_now",
             "prune_scope",

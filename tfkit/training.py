@@ -6,7 +6,7 @@ date, checked before a run, and put back as they were.
 
 import contextlib
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -14,7 +14,7 @@ import numpy as np
 from keras.src.utils.tracking import DotNotTrackScope
 
 from tfkit import graph
-from tfkit.errors import ArgumentError
+from tfkit.errors import ArgumentError, PruningError
 from tfkit.per_variable import PerVariable, tailor
 from tfkit.traced import local_values, traced_graphs, written_variables
 
@@ -244,6 +244,47 @@ def _rebuild(optimizer: keras.optimizers.Optimizer, variables: list[keras.Variab
                 new[place].assign(slots[name][before[key]])
             elif name == "_model_variables_moving_average":
                 new[place].assign(variable)
+
+
+def carry_state(
+    old: keras.optimizers.Optimizer,
+    new: keras.optimizers.Optimizer,
+    pairs: Mapping[int, keras.Variable],
+    fit: Callable[[keras.Variable, np.ndarray], np.ndarray],
+) -> None:
+    """Copies what an optimizer has learned to one of the same kind for another model.
+
+    Args:
+        old: A built optimizer.
+        new: A built optimizer of the same class and settings.
+        pairs: For the `id` of each variable of the old model the variable of the new one.
+        fit: Gives the state of an old variable the shape that the new one needs.
+
+    Raises:
+        PruningError: If state of a variable has no counterpart, or another shape.
+    """
+    inner = [(a, b) for a, b in zip(_parts(old)[1:], _parts(new)[1:], strict=True)]
+    for before, after in [(old, new), *inner]:
+        for name, value in vars(before).items():
+            twin = getattr(after, name, None)
+            if isinstance(value, keras.Variable) and isinstance(twin, keras.Variable):
+                twin.assign(value)
+        places = {id(variable): place for place, variable in enumerate(after._trainable_variables)}
+        slots = _slots(after, len(places))
+        for name, states in _slots(before, len(before._trainable_variables)).items():
+            for variable, state in zip(before._trainable_variables, states, strict=True):
+                place = places.get(id(pairs.get(id(variable))))
+                target = slots[name][place] if place is not None and name in slots else None
+                if state is None and target is None:
+                    continue
+                values = None if state is None else fit(variable, keras.ops.convert_to_numpy(state))
+                if values is None or target is None or values.shape != tuple(target.shape):
+                    raise PruningError(
+                        "An optimizer's state is carried over where it has the shape of the weights. "
+                        f"Received: {type(before).__name__} with {name} of {variable.path}, which does not. "
+                        "Compile the smaller model anew."
+                    )
+                target.assign(values)
 
 
 def _forget(optimizer: keras.optimizers.Optimizer) -> None:

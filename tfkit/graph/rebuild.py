@@ -1,7 +1,7 @@
 """A model of the same wiring, with new layers in the places of the old."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -12,8 +12,10 @@ Shape = tuple[int | None, ...]
 
 
 def rebuild(
-    model: keras.Model, replace: Callable[[keras.Operation], keras.Operation]
-) -> tuple[keras.Model, dict[int, keras.Operation]]:
+    model: keras.Model,
+    replace: Callable[[keras.Operation], keras.Operation],
+    shapes: Sequence[Shape] | None = None,
+) -> keras.Model:
     """Makes a functional or Sequential model anew, models inside it included.
 
     The wiring, the names and the frozen state stay; the sizes of all tensors behind the
@@ -24,9 +26,10 @@ def rebuild(
         model: A functional or Sequential model.
         replace: Gives the new layer or operation for an old one. Asked once for each; a
             layer that is used at several places stays one layer.
+        shapes: New shapes of the inputs, with the batch; None keeps them.
 
     Returns:
-        The new, uncompiled model, and the new operation for the `id` of each old one.
+        The new, uncompiled model.
     """
     made: dict[int, keras.Operation] = {}
 
@@ -73,8 +76,9 @@ def rebuild(
         new._trainable = old._trainable  # the setter would set all layers inside
         return new
 
-    new = remake_model(model, [x.shape for x in functional_graph(model).inputs])
-    return new, made
+    return remake_model(
+        model, [x.shape for x in functional_graph(model).inputs] if shapes is None else shapes
+    )
 
 
 def _resized(inside: Shape, before: Shape, after: Shape) -> Shape:

@@ -1,4 +1,4 @@
-"""Sparsity by magnitude, on Keras 3 models."""
+"""Fewer weights: sparsity by magnitude, and whole channels removed, on Keras 3 models."""
 
 from tensorflow_model_optimization.sparsity.keras import (
     ConstantSparsity,
@@ -11,10 +11,13 @@ from tensorflow_model_optimization.sparsity.keras import (
 )
 
 from tfkit.prune.callbacks import PruningSummaries, UpdatePruningStep
+from tfkit.prune.channels import plan_channel_pruning, prune_channels
 from tfkit.prune.magnitude import prune_low_magnitude, prune_now, sparsity_table, strip_pruning
+from tfkit.prune.plan import ChannelPlan
 from tfkit.prune.sensitivity import layer_sensitivity, plot_sensitivity
 
 __all__ = [
+    "ChannelPlan",
     "ConstantSparsity",
     "PolynomialDecay",
     "PrunableLayer",
@@ -24,7 +27,9 @@ __all__ = [
     "PruningSummaries",
     "UpdatePruningStep",
     "layer_sensitivity",
+    "plan_channel_pruning",
     "plot_sensitivity",
+    "prune_channels",
     "prune_low_magnitude",
     "prune_now",
     "prune_scope",

@@ -1,0 +1,5 @@
+"""stub"""
+
+
+def plan_latency(*a):
+    raise NotImplementedError
