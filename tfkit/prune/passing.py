@@ -21,12 +21,13 @@ UNKNOWN = "does something to its channels that tfkit does not know"
 ONE_EACH = "mixes all channels"
 
 # keras.activations that compute each number from itself alone
-ELEMENTWISE = frozenset(
-    ["relu", "leaky_relu", "relu6", "celu", "elu", "selu", "softplus", "softsign", "squareplus"]
-    + ["soft_shrink", "sparse_plus", "silu", "gelu", "tanh", "tanh_shrink", "threshold", "sigmoid"]
-    + ["sparse_sigmoid", "exponential", "hard_sigmoid", "hard_silu", "hard_tanh", "hard_shrink"]
-    + ["linear", "mish", "log_sigmoid"]
-)
+# fmt: off
+ELEMENTWISE = frozenset({
+    "relu", "leaky_relu", "relu6", "celu", "elu", "selu", "softplus", "softsign", "squareplus", "soft_shrink",
+    "sparse_plus", "silu", "gelu", "tanh", "tanh_shrink", "threshold", "sigmoid", "sparse_sigmoid",
+    "exponential", "hard_sigmoid", "hard_silu", "hard_tanh", "hard_shrink", "linear", "mish", "log_sigmoid",
+})
+# fmt: on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -599,12 +600,14 @@ def _transpose_operation(site: Site) -> Labels | list[Labels]:
     return site.given[0].transpose([axis % len(axes) - 1 for axis in axes[1:]])
 
 
+# fmt: off
 PLAIN = (
-    ["Relu", "Relu6", "Sigmoid", "Softplus", "Softsign", "SoftShrink", "Silu", "Squareplus", "LogSigmoid"]
-    + ["LeakyRelu", "HardSigmoid", "HardSilu", "Elu", "Selu", "Gelu", "Celu", "TanhShrink", "HardTanh"]
-    + ["HardShrink", "Tanh", "Absolute", "Abs", "Negative", "Square", "Exp", "Clip", "Threshold"]
-    + ["SparsePlus", "SparseSigmoid", "Sin", "Cos", "Identity"]
+    "Relu", "Relu6", "Sigmoid", "Softplus", "Softsign", "SoftShrink", "Silu", "Squareplus", "LogSigmoid",
+    "LeakyRelu", "HardSigmoid", "HardSilu", "Elu", "Selu", "Gelu", "Celu", "TanhShrink", "HardTanh",
+    "HardShrink", "Tanh", "Absolute", "Abs", "Negative", "Square", "Exp", "Clip", "Threshold", "SparsePlus",
+    "SparseSigmoid", "Sin", "Cos", "Identity",
 )
+# fmt: on
 BY_NAME: dict[str, Rule] = {
     "LayerScale": _layer_scale,
     "CustomScaleLayer": _scaled_sum,
