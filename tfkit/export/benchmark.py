@@ -1,8 +1,8 @@
 """Latency and size of artifacts, measured side by side."""
 
+import functools
 import os
 import pathlib
-import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from tfkit.errors import ArgumentError
 from tfkit.export.artifact import Artifact
 from tfkit.export.runtime import Runner, fitting, kind_of, load_runner
+from tfkit.litert import interleave
 from tfkit.report.measure import disk_bytes, gzip_bytes
 
 if TYPE_CHECKING:
@@ -80,8 +81,8 @@ def benchmark(
             }
         )
         run = load_runner(path, threads=threads)
-        calls.append((run, _batch(run, x)))
-    for row, seconds in zip(rows, _interleave(calls, runs), strict=True):
+        calls.append(functools.partial(run, _batch(run, x)))
+    for row, seconds in zip(rows, interleave(calls, runs), strict=True):
         low, median, high = np.percentile(1000 * np.asarray(seconds), [10, 50, 90])
         row |= {"latency_ms": median, "latency_low_ms": low, "latency_high_ms": high}
     columns = ["name", "kind", "precision", "latency_ms", "latency_low_ms", "latency_high_ms"]
@@ -93,15 +94,3 @@ def _batch(run: Runner, x: Any) -> list[np.ndarray]:
     if x is None:
         return run.zeros()
     return fitting(run, x if isinstance(x, list | tuple) else [x])
-
-
-def _interleave(calls: list[tuple[Runner, list[np.ndarray]]], runs: int) -> list[list[float]]:
-    seconds: list[list[float]] = [[] for _ in calls]
-    warmup = max(3, runs // 10)
-    for number in range(warmup + runs):
-        for (run, arrays), taken in zip(calls, seconds, strict=True):
-            start = time.perf_counter()
-            run(arrays)
-            if number >= warmup:
-                taken.append(time.perf_counter() - start)
-    return seconds

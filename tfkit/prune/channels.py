@@ -126,13 +126,15 @@ def plan_channel_pruning(
             "Compile it, or pass loss=keras.losses.SparseCategoricalCrossentropy()."
         )
     wiring = Wiring(model)
-    works = count_works(wiring, input_shape, required=target.name == "flops")
+    sized = wiring if input_shape is None else Wiring(with_input_shape(model, input_shape))
+    if target.name == "flops" or target.is_latency:
+        _require_sizes(sized)
     obstacles = _not_chosen(wiring, layers)
     scores = score_units(wiring, criterion, data=data, batch_size=batch_size, loss=loss, seed=seed)
     ladders = _ladders(wiring, scores, obstacles, multiple_of, max_ratio, criterion)
 
     def costs(units: Sequence[int]) -> dict[str, float]:
-        return {"flops": 2 * _total(works, units), "parameters": _total(wiring.parameters, units)}
+        return {"flops": 2 * _total(sized.works, units), "parameters": _total(wiring.parameters, units)}
 
     def plan(at: Sequence[int], **measured: tuple[float, float]) -> ChannelPlan:
         units = [ladder.levels[level] for ladder, level in zip(ladders, at, strict=True)]
@@ -148,11 +150,12 @@ def plan_channel_pruning(
         )
 
     def allocate(cost: Cost, wanted: float) -> list[int]:
-        return spend(ladders, price_of(scope, wiring, ladders, scores, cost, sensitivity), cost, wanted)
+        options = {"sensitivity": sensitivity, "per_saving": target.is_latency}
+        return spend(ladders, price_of(scope, wiring, ladders, scores, cost, **options), cost, wanted)
 
     if target.is_latency:
-        return plan_latency(wiring, ladders, target, allocate, plan, input_shape)
-    cost = SumCost(_products(target, wiring, works, obstacles), wiring.units())
+        return plan_latency(wiring, sized, ladders, target, allocate, plan)
+    cost = SumCost(_products(target, sized, obstacles), wiring.units())
     wanted = target.of(cost.value())
     require_possible(target, wanted, least(ladders, cost), cost.value())
     return plan(allocate(cost, wanted))
@@ -186,21 +189,13 @@ def prune_channels(model: keras.Model, *, keep_optimizer: bool = False, **option
     return plan_channel_pruning(model, **options).apply(model, keep_optimizer=keep_optimizer)
 
 
-def count_works(wiring: Wiring, input_shape: Sequence[int] | None, *, required: bool) -> list[Product]:
-    """Returns the multiply-adds of a model's layers, for one sample of a shape.
-
-    Raises:
-        ArgumentError: If sizes are open that are needed, or the shape does not fit.
-    """
-    if input_shape is not None:
-        wiring = Wiring(with_input_shape(wiring.model, input_shape))
-    if required and any(math.isnan(work.factor) for work in wiring.works):
+def _require_sizes(wiring: Wiring) -> None:
+    if any(math.isnan(work.factor) for work in wiring.works):
         raise ArgumentError(
             "The work of a model depends on the size of its inputs, so it must be known. "
             f"Received: model={wiring.model.name!r} with inputs {[x.shape for x in wiring.model.inputs]}. "
             "Pass input_shape=(height, width, channels)."
         )
-    return wiring.works
 
 
 def with_input_shape(model: keras.Model, input_shape: Sequence[int]) -> keras.Model:
@@ -227,12 +222,10 @@ def _total(products: Sequence[Product], units: Sequence[int]) -> float:
     return sum(product(units) for product in products)
 
 
-def _products(
-    target: Target, wiring: Wiring, works: list[Product], obstacles: Mapping[int, str]
-) -> list[Product]:
+def _products(target: Target, wiring: Wiring, obstacles: Mapping[int, str]) -> list[Product]:
     """Returns what a target counts."""
     if target.name == "flops":
-        return works
+        return wiring.works
     if target.name == "parameters":
         return wiring.parameters
     free = [(i, group.width) for i, group in enumerate(wiring.groups) if i not in obstacles]

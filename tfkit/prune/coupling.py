@@ -63,11 +63,13 @@ class Work:
 
     Attributes:
         path: Path of the layer.
+        call: Key of the tensor that the layer gives there.
         factor: Multiply-adds for one channel on every axis.
         axes: The labels along each axis that counts.
     """
 
     path: str
+    call: int
     factor: float
     axes: tuple[Labels, ...]
 
@@ -195,9 +197,9 @@ class Coupling:
         """Notes that an entry of a configuration counts channels."""
         self.sizes.setdefault((id(operation), key), Size(operation, key, axes, scalar))
 
-    def work(self, path: str, factor: float, *axes: Labels) -> None:
+    def work(self, path: str, call: int, factor: float, *axes: Labels) -> None:
         """Notes multiply-adds."""
-        self.works.append(Work(path, factor, axes))
+        self.works.append(Work(path, call, factor, axes))
 
     def crowd(self, operation: keras.Layer, labels: Labels) -> None:
         """Notes that a layer computes each channel from all channels on the last axis."""

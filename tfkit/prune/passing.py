@@ -86,7 +86,7 @@ class Site:
 
     def work(self, factor: float, *axes: Labels) -> None:
         """Notes multiply-adds of the layer."""
-        self.coupling.work(self.path, factor, *axes)
+        self.coupling.work(self.path, self.call.outputs[0], factor, *axes)
 
     def make(self, line: Labels, axis: int | None = None) -> Labels:
         """Returns new channels as labels of the tensor that goes out, after the layer's activation."""

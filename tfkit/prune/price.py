@@ -23,12 +23,17 @@ def price_of(
     scores: Scores,
     cost: Cost,
     sensitivity: "pd.DataFrame | None",
+    *,
+    per_saving: bool = False,
 ) -> Price:
-    """Returns the price of a step down a ladder, by the scope."""
+    """Returns the price of a step down a ladder, by the scope.
+
+    `per_saving` lets ``"global"`` weigh scores against what a step saves.
+    """
     if scope == "uniform":
         return price_by_fraction(ladders)
     if scope == "global":
-        return price_by_score(ladders, scores)
+        return price_by_share(ladders, scores, cost) if per_saving else price_by_score(ladders, scores)
     return price_by_sensitivity(wiring, ladders, sensitivity, cost)
 
 
@@ -40,6 +45,25 @@ def price_by_fraction(ladders: Sequence[Ladder]) -> Price:
 def price_by_score(ladders: Sequence[Ladder], scores: Scores) -> Price:
     """Returns the mean score of the units that go."""
     return lambda group, level: float(np.mean(scores[group][ladders[group].removed(level)]))
+
+
+def price_by_share(ladders: Sequence[Ladder], scores: Scores, cost: Cost) -> Price:
+    """Returns by what factor the share of the score that stays falls, for what a step saves.
+
+    ``-(log s' - log s) / saving``, where s is the share of a group's score that stays: the
+    groups work one behind the other, so that their shares multiply.
+    """
+    highest: dict[int, float] = {}
+
+    def price(group: int, level: int) -> float:
+        ladder = ladders[group]
+        before, after = (float(scores[group][ladder.kept(each)].sum()) for each in (level - 1, level))
+        saved = cost.value() - cost.after(group, ladder.levels[level])
+        lost = np.log(max(before, 1e-12) / max(after, 1e-12))
+        highest[group] = max(highest.get(group, 0.0), float(lost / max(saved, 1e-12)))
+        return highest[group]
+
+    return price
 
 
 def price_by_sensitivity(
