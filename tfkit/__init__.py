@@ -62,6 +62,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "prune_low_magnitude",
             "prune_now",
             "prune_scope",
+            "recalibrate_batch_norm",
             "sparsity_table",
             "strip_pruning",
         ],

@@ -14,6 +14,7 @@ from tfkit.prune.callbacks import PruningSummaries, UpdatePruningStep
 from tfkit.prune.channels import plan_channel_pruning, prune_channels
 from tfkit.prune.magnitude import prune_low_magnitude, prune_now, sparsity_table, strip_pruning
 from tfkit.prune.plan import ChannelPlan
+from tfkit.prune.recalibration import recalibrate_batch_norm
 from tfkit.prune.sensitivity import layer_sensitivity, plot_sensitivity
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "prune_low_magnitude",
     "prune_now",
     "prune_scope",
+    "recalibrate_batch_norm",
     "sparsity_table",
     "strip_pruning",
 ]

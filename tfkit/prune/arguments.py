@@ -260,3 +260,14 @@ def require_sparsity(name: str, sparsity: Any) -> Any:
             f"Received: {name}={sparsity!r}. Write 0.8 for 80%."
         )
     return sparsity
+
+
+def require_count(name: str, value: Any) -> int:
+    """Returns a number if it is an integer of at least 1.
+
+    Raises:
+        ArgumentError: If it is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
+        raise ArgumentError(f"`{name}` must be an integer of at least 1. Received: {name}={value!r}.")
+    return int(value)

@@ -2,7 +2,7 @@
 
 import math
 import numbers
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import keras
@@ -10,6 +10,7 @@ import numpy as np
 
 from tfkit import graph
 from tfkit.errors import ArgumentError, PruningError
+from tfkit.prune.arguments import Patterns, require_count
 from tfkit.prune.budget import Cost, Ladder, SumCost, least, levels, spend
 from tfkit.prune.groups import Count, Product, Wiring
 from tfkit.prune.latency import plan_latency
@@ -18,12 +19,9 @@ from tfkit.prune.price import SCOPES, price_of
 from tfkit.prune.pruning import Pruning
 from tfkit.prune.score import CRITERIA, NEED_DATA, Scores, score_units
 from tfkit.prune.target import Target, read_target, require_possible
-from tfkit.select import Pattern, select_layers
 
 if TYPE_CHECKING:
     import pandas as pd
-
-Patterns = Pattern | Iterable[Pattern]
 
 
 def plan_channel_pruning(
@@ -129,7 +127,7 @@ def plan_channel_pruning(
     sized = wiring if input_shape is None else Wiring(with_input_shape(model, input_shape))
     if target.name == "flops" or target.is_latency:
         _require_sizes(sized)
-    obstacles = _not_chosen(wiring, layers)
+    obstacles = wiring.not_chosen(layers)
     scores = score_units(wiring, criterion, data=data, batch_size=batch_size, loss=loss, seed=seed)
     ladders = _ladders(wiring, scores, obstacles, multiple_of, max_ratio, criterion)
 
@@ -232,19 +230,6 @@ def _products(target: Target, wiring: Wiring, obstacles: Mapping[int, str]) -> l
     return [Product(wiring.groups[each[0]].name, 1.0, (Count(0, (each,)),)) for each in free]
 
 
-def _not_chosen(wiring: Wiring, layers: Patterns) -> dict[int, str]:
-    """Returns for the number of each group that `layers` leaves whole the reason."""
-    chosen = {id(variable) for variable in select_layers(wiring.model, layers).variables}
-    uses = wiring.coupling.uses.values()
-    outside = {use.path for use in uses if id(use.variable) not in chosen}
-    return {
-        number: f"{path} is not among `layers`"
-        for number, group in enumerate(wiring.groups)
-        for path in group.makers
-        if path in outside
-    }
-
-
 def _ladders(
     wiring: Wiring,
     scores: Scores,
@@ -338,9 +323,8 @@ def _check(
     for name, value, known in (("criterion", criterion, CRITERIA), ("scope", scope, SCOPES)):
         if value not in known:
             raise ArgumentError(f"`{name}` must be one of {', '.join(known)}. Received: {name}={value!r}.")
-    for name, value in (("multiple_of", multiple_of), ("batch_size", batch_size)):
-        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
-            raise ArgumentError(f"`{name}` must be an integer of at least 1. Received: {name}={value!r}.")
+    require_count("multiple_of", multiple_of)
+    require_count("batch_size", batch_size)
     if isinstance(max_ratio, bool) or not isinstance(max_ratio, numbers.Real) or not 0 < max_ratio < 1:
         raise ArgumentError(
             "`max_ratio` is the largest fraction of a group that may go, in (0, 1). "

@@ -9,8 +9,10 @@ import numpy as np
 
 from tfkit import graph
 from tfkit.errors import PruningError
+from tfkit.prune.arguments import Patterns
 from tfkit.prune.coupling import Coupling, Labels, Use
 from tfkit.prune.passing import pass_channels
+from tfkit.select import select_layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,3 +203,26 @@ class Wiring:
             group = self.groups[number]
             alive[np.delete(group.units, list(units))] = False
         return alive[self.coupling.find(np.arange(self.coupling.total))]
+
+    def not_chosen(self, layers: Patterns) -> dict[int, str]:
+        """Returns for each group that patterns leave whole its number and the reason.
+
+        Raises:
+            LayerNotFoundError: If a pattern matches nothing.
+        """
+        chosen = {id(variable) for variable in select_layers(self.model, layers).variables}
+        outside = {use.path for use in self.coupling.uses.values() if id(use.variable) not in chosen}
+        return {
+            number: f"{path} is not among `layers`"
+            for number, group in enumerate(self.groups)
+            for path in group.makers
+            if path in outside
+        }
+
+    def uses_of(self, number: int) -> dict[int, list[Use]]:
+        """Returns for each weight that makes or reads a group's channels where they lie in it."""
+        uses: dict[int, list[Use]] = defaultdict(list)
+        for (variable, _), use in self.coupling.uses.items():
+            if use.role != "accompanies" and (self.places(use.labels)[0] == number).any():
+                uses[variable].append(use)
+        return uses

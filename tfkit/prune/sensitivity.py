@@ -1,22 +1,26 @@
 """How much each layer's sparsity costs."""
 
 import contextlib
+import dataclasses
 import math
 import numbers
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import keras
 import numpy as np
 
 from tfkit import graph
 from tfkit.errors import ArgumentError, ArgumentTypeError, OutputPathError, PruningError
-from tfkit.prune.arguments import require_sparsity
+from tfkit.prune.arguments import Patterns, require_sparsity
+from tfkit.prune.groups import Group, Wiring
 from tfkit.prune.kernels import Weight, weights_of
 from tfkit.prune.mask import apply_mask, draw_masks
-from tfkit.select import Pattern, select_layers
+from tfkit.prune.score import WEIGHTS, score_units
+from tfkit.prune.shrink import zeroed
+from tfkit.select import select_layers
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,15 +33,17 @@ def layer_sensitivity(
     evaluate: Callable[[keras.Model], float],
     *,
     sparsities: Sequence[float] = (0.5, 0.7, 0.8, 0.9, 0.95),
-    layers: Pattern | Iterable[Pattern] = "*",
-    kind: Literal["magnitude"] = "magnitude",
+    layers: Patterns = "*",
+    kind: Literal["magnitude", "channels"] = "magnitude",
+    criterion: str = "l2",
     plot: str | os.PathLike | None = None,
     verbose: int = 0,
 ) -> "pd.DataFrame":
     """Measures what the model loses when one layer alone is pruned, layer by layer.
 
-    For every layer and sparsity s the smallest weights of its kernels become zero, the
-    model is judged, and the weights are put back bit for bit, also when `evaluate` fails.
+    For every layer and sparsity s the smallest weights of its kernels become zero, or, with
+    ``kind="channels"``, what makes and what reads the channels of a group that score lowest.
+    The model is judged, and the weights are put back bit for bit, also when `evaluate` fails.
     Nothing is trained in between, so the table tells which layers to spare and which to
     prune harder, not what a pruned model reaches in the end. `evaluate` must not train.
 
@@ -46,13 +52,18 @@ def layer_sensitivity(
         evaluate: Judges the model: ``model -> number``.
         sparsities: What to try, each in [0, 1).
         layers: Patterns of `select_layers`; layers without a prunable weight are passed by.
-        kind: ``"magnitude"``, single weights.
+        kind: ``"magnitude"``, single weights; ``"channels"``, groups of channels as
+            `plan_channel_pruning` finds them, for its ``scope="sensitivity"``. There a
+            normalisation over channels still counts those that are zero.
+        criterion: For channels, by what they are ranked: ``"l1"``, ``"l2"``, ``"bn_scale"`` or
+            ``"fpgm"``.
         plot: Where to write the table as a picture (`plot_sensitivity`); None for nowhere.
         verbose: 1 shows a progress bar.
 
     Returns:
-        A DataFrame with a row a layer and sparsity: `path`, `parameters` (those that can be
-        pruned), `sparsity`, `score` and `change`, the score less that of the whole model.
+        A DataFrame with a row a layer (or group, by its name) and sparsity: `path`,
+        `parameters` (those that can be pruned), `sparsity`, `score` and `change`, the score less
+        that of the whole model.
         ``table.attrs["baseline"]`` is the score of the whole model.
 
     Raises:
@@ -60,7 +71,8 @@ def layer_sensitivity(
             no number.
         ArgumentError: If a sparsity is outside [0, 1), none is given, or `kind` is unknown.
         LayerNotFoundError: If a pattern matches nothing.
-        PruningError: If no layer has a weight that can be pruned.
+        PruningError: If no layer has a weight that can be pruned, or, for channels, the model
+            has no graph.
         OutputPathError: If the folder of `plot` does not exist.
 
     Examples:
@@ -72,15 +84,17 @@ def layer_sensitivity(
         >>> table[["path", "sparsity", "score", "change"]].values.tolist()
         [['a', 0.5, 7.0, -3.0], ['a', 0.75, 4.0, -6.0]]
 
-    Source: Han et al., Learning both Weights and Connections (2015), figure 6.
+    Source: Han et al., Learning both Weights and Connections (2015), figure 6; Li et
+    al., Pruning Filters for Efficient ConvNets (2017), section 3.2, for channels.
     """
     graph.require_model(model)
     if not callable(evaluate):
         raise ArgumentTypeError(
             f"`evaluate` must be a function, model -> number. Received: evaluate={evaluate!r}."
         )
-    if kind != "magnitude":
-        raise ArgumentError(f"`kind` must be 'magnitude'. Received: kind={kind!r}.")
+    for name, value, known in (("kind", kind, tuple(KINDS)), ("criterion", criterion, tuple(WEIGHTS))):
+        if value not in known:
+            raise ArgumentError(f"`{name}` must be one of {', '.join(known)}. Received: {name}={value!r}.")
     if not isinstance(sparsities, Iterable) or isinstance(sparsities, str):
         raise ArgumentTypeError(
             f"`sparsities` must be a list of numbers. Received: sparsities={sparsities!r}."
@@ -93,24 +107,22 @@ def layer_sensitivity(
         )
     if plot is not None:
         _require_path("plot", plot)
-    groups = _prunable_by_layer(model, layers)
+    trials = KINDS[kind](model, layers, criterion)
     baseline = _score(evaluate, model)
     rows = []
-    with _progress(len(groups) * len(steps), verbose) as advance:
-        for path, weights in groups.items():
-            before = [keras.ops.copy(weight.variable) for weight in weights]
-            size = sum(math.prod(weight.variable.shape) for weight in weights)
+    with _progress(len(trials) * len(steps), verbose) as advance:
+        for trial in trials:
+            before = [keras.ops.copy(variable) for variable in trial.variables]
             try:
                 for sparsity in steps:
-                    masks = draw_masks(before, sparsity, [weight.layout for weight in weights])
-                    for weight, values, mask in zip(weights, before, masks, strict=True):
-                        weight.variable.assign(apply_mask(mask, values))
+                    for variable, values in zip(trial.variables, trial.prune(before, sparsity), strict=True):
+                        variable.assign(values)
                     score = _score(evaluate, model)
-                    rows.append((path, size, float(sparsity), score, score - baseline))
+                    rows.append((trial.path, trial.parameters, float(sparsity), score, score - baseline))
                     advance()
             finally:
-                for weight, values in zip(weights, before, strict=True):
-                    weight.variable.assign(values)
+                for variable, values in zip(trial.variables, before, strict=True):
+                    variable.assign(values)
     import pandas as pd
 
     table = pd.DataFrame(rows, columns=COLUMNS)
@@ -120,20 +132,86 @@ def layer_sensitivity(
     return table
 
 
-def _prunable_by_layer(model: keras.Model, layers: Pattern | Iterable[Pattern]) -> dict[str, list[Weight]]:
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """What is pruned alone.
+
+    Attributes:
+        path: Path of the layer, or name of the group.
+        parameters: How many weights can be pruned there.
+        variables: The weights that change.
+        prune: Gives their values at a sparsity, from those before.
+    """
+
+    path: str
+    parameters: int
+    variables: list[keras.Variable]
+    prune: Callable[[list[Any], float], list[Any]]
+
+
+def _magnitude_trials(model: keras.Model, layers: Patterns, criterion: str) -> list[Trial]:
     prunable = {id(weight.variable): weight for weight in weights_of(model) if weight.obstacle is None}
-    groups = {}
+
+    def trial(path: str, weights: list[Weight]) -> Trial:
+        def prune(before: list[Any], sparsity: float) -> list[Any]:
+            masks = draw_masks(before, sparsity, [weight.layout for weight in weights])
+            return [apply_mask(mask, values) for mask, values in zip(masks, before, strict=True)]
+
+        size = sum(math.prod(weight.variable.shape) for weight in weights)
+        return Trial(path, size, [weight.variable for weight in weights], prune)
+
+    trials = []
     for entry in select_layers(model, layers).entries:
         inside = [prunable.pop(id(each)) for each in entry.weights if id(each) in prunable]
         if inside:
-            groups[entry.path] = inside
-    if not groups:
+            trials.append(trial(entry.path, inside))
+    if not trials:
         raise PruningError(
             "A layer must have a kernel that can be pruned. "
             f"Received: layers={layers!r} in the model {model.name!r}, which reach none. "
             "tfkit.sparsity_table(model) gives the reason for each weight."
         )
-    return groups
+    return trials
+
+
+def _channel_trials(model: keras.Model, layers: Patterns, criterion: str) -> list[Trial]:
+    wiring = Wiring(model)
+    outside = wiring.not_chosen(layers)
+    scores = score_units(wiring, criterion)
+    units = wiring.units()
+
+    def trial(number: int, group: Group) -> Trial:
+        uses = wiring.uses_of(number)
+        order = np.argsort(scores[number], kind="stable")
+
+        def prune(before: list[Any], sparsity: float) -> list[Any]:
+            gone = min(round(sparsity * len(order)), len(order) - 1)
+            alive = wiring.alive({number: order[gone:]})
+            return [
+                zeroed(keras.ops.convert_to_numpy(values), each, wiring, alive)
+                for values, each in zip(before, uses.values(), strict=True)
+            ]
+
+        without = units.copy()
+        without[number] = 0
+        size = sum(product(units) - product(without) for product in wiring.parameters)
+        return Trial(group.name, int(size), [each[0].variable for each in uses.values()], prune)
+
+    trials = [
+        trial(number, group)
+        for number, group in enumerate(wiring.groups)
+        if number not in outside and scores[number] is not None and len(group.units) > 1
+    ]
+    if not trials:
+        raise PruningError(
+            "At least one group of channels must be free to lose some. "
+            f"Received: layers={layers!r} in the model {model.name!r}, which reach none. "
+            "The table of tfkit.plan_channel_pruning gives the reason for each group."
+        )
+    return trials
+
+
+KINDS = {"magnitude": _magnitude_trials, "channels": _channel_trials}
 
 
 def _score(evaluate: Callable[[keras.Model], float], model: keras.Model) -> float:
