@@ -50,6 +50,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "prune": [
             "ChannelPlan",
             "ConstantSparsity",
+            "GradualPruning",
             "PolynomialDecay",
             "PrunableLayer",
             "PruningSchedule",
@@ -59,6 +60,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "plan_channel_pruning",
             "plot_sensitivity",
             "prune_channels",
+            "prune_channels_gradually",
             "prune_low_magnitude",
             "prune_now",
             "prune_scope",

@@ -246,6 +246,33 @@ def _rebuild(optimizer: keras.optimizers.Optimizer, variables: list[keras.Variab
                 new[place].assign(variable)
 
 
+def compile_settings(model: keras.Model) -> dict[str, Any]:
+    """Returns what another model is compiled with to train as this one does.
+
+    The optimizer and the metrics are new ones of the same configuration; the loss is the same.
+
+    Raises:
+        ArgumentError: If the model was compiled in a way of its own.
+    """
+    known = getattr(model, "_compile_config", None)
+    if known is None:
+        raise ArgumentError(
+            "The model must have been compiled by Keras's own `compile`. "
+            f"Received: model={model.name!r} of type {type(model).__name__}, which overrides it. "
+            "Wrap its parts in a keras.Model and compile that."
+        )
+    settings = dict(known.config)
+
+    def renewed(metric: Any) -> Any:
+        return type(metric).from_config(metric.get_config()) if isinstance(metric, keras.Metric) else metric
+
+    for name in ("metrics", "weighted_metrics"):
+        settings[name] = keras.tree.map_structure(renewed, settings[name])
+    optimizer = model.optimizer
+    settings["optimizer"] = type(optimizer).from_config(optimizer.get_config())
+    return settings
+
+
 def carry_state(
     old: keras.optimizers.Optimizer,
     new: keras.optimizers.Optimizer,

@@ -153,7 +153,7 @@ def test_scores_without_a_difference_or_number_can_be_drawn(value, tmp_path):
         ({"sparsities": [0.5, 1.0]}, tfkit.ArgumentError, r"\[0, 1\).*Received: sparsities\[1\]=1\.0"),
         ({"sparsities": ["0.5"]}, tfkit.ArgumentTypeError, r"must be a number.*sparsities\[0\]='0\.5'"),
         ({"sparsities": []}, tfkit.ArgumentError, r"must hold at least one.*Received: sparsities=\[\]"),
-        ({"kind": "filters"}, tfkit.ArgumentError, r"`kind` must be one of magnitude, channels.*Received: kind='filters'"),
+        ({"kind": "filters"}, tfkit.ArgumentError, r"one of magnitude, channels.*Received: kind='filters'"),
         ({"evaluate": 0.9}, tfkit.ArgumentTypeError, r"must be a function.*Received: evaluate=0\.9"),
         ({"layers": "d9"}, tfkit.LayerNotFoundError, r"Received: pattern='d9'.*d1"),
         ({"plot": "no/such/folder/s.png"}, tfkit.OutputPathError, r"folder of `plot`.*plot='no/such"),

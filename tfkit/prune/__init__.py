@@ -12,6 +12,7 @@ from tensorflow_model_optimization.sparsity.keras import (
 
 from tfkit.prune.callbacks import PruningSummaries, UpdatePruningStep
 from tfkit.prune.channels import plan_channel_pruning, prune_channels
+from tfkit.prune.gradual import GradualPruning, prune_channels_gradually
 from tfkit.prune.magnitude import prune_low_magnitude, prune_now, sparsity_table, strip_pruning
 from tfkit.prune.plan import ChannelPlan
 from tfkit.prune.recalibration import recalibrate_batch_norm
@@ -20,6 +21,7 @@ from tfkit.prune.sensitivity import layer_sensitivity, plot_sensitivity
 __all__ = [
     "ChannelPlan",
     "ConstantSparsity",
+    "GradualPruning",
     "PolynomialDecay",
     "PrunableLayer",
     "PruneForLatencyOnXNNPack",
@@ -31,6 +33,7 @@ __all__ = [
     "plan_channel_pruning",
     "plot_sensitivity",
     "prune_channels",
+    "prune_channels_gradually",
     "prune_low_magnitude",
     "prune_now",
     "prune_scope",

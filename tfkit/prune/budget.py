@@ -123,13 +123,21 @@ Price = Callable[[int, int], float]
 def spend(ladders: Sequence[Ladder], price: Price, cost: Cost, target: float) -> list[int]:
     """Takes groups down, the cheapest step first, until the cost is at most the target.
 
-    A step that would end more than 2% under the target waits for the smaller ones.
+    A step that would end more than 2% under the target waits for the smaller ones. In the end
+    groups go up again where the target has room, the dearest step first; where it stays more
+    than 2% under, also to within 2% above.
 
     Returns:
         The level of each group; `cost` is left at it.
     """
     at = [0] * len(ladders)
-    steps = [(price(group, 1), group) for group, ladder in enumerate(ladders) if len(ladder.levels) > 1]
+    paid: dict[tuple[int, int], float] = {}
+
+    def ask(group: int, level: int) -> tuple[float, int]:
+        paid[group, level] = price(group, level)
+        return paid[group, level], group
+
+    steps = [ask(group, 1) for group, ladder in enumerate(ladders) if len(ladder.levels) > 1]
     heapq.heapify(steps)
     waiting: list[int] = []
     while cost.value() > target and steps:
@@ -141,7 +149,7 @@ def spend(ladders: Sequence[Ladder], price: Price, cost: Cost, target: float) ->
         cost.set(group, ladder.levels[level])
         at[group] = level
         if level + 1 < len(ladder.levels):
-            heapq.heappush(steps, (price(group, level + 1), group))
+            heapq.heappush(steps, ask(group, level + 1))
     while cost.value() > target and waiting:  # no small step is left: the large one that ends nearest
         ends = [cost.after(group, ladders[group].levels[at[group] + 1]) for group in waiting]
         under = [each if each <= target else -np.inf for each in ends]
@@ -151,4 +159,12 @@ def spend(ladders: Sequence[Ladder], price: Price, cost: Cost, target: float) ->
         cost.set(group, ladders[group].levels[at[group]])
         if at[group] + 1 < len(ladders[group].levels):
             waiting.append(group)
+    dearest = sorted(range(len(ladders)), key=lambda group: -paid.get((group, at[group]), 0.0))
+    for limit in (target, (1 + TOLERANCE) * target):
+        for group in dearest:
+            while at[group] and cost.value() < (1 - TOLERANCE * (limit > target)) * target:
+                if cost.after(group, ladders[group].levels[at[group] - 1]) > limit:
+                    break
+                at[group] -= 1
+                cost.set(group, ladders[group].levels[at[group]])
     return at

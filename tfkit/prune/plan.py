@@ -60,6 +60,18 @@ class ChannelPlan:
             was measured, `latency_ms` of the model.
         after: The same of the smaller model.
         architecture: A line for each layer and how it is wired, by which a model is known.
+
+    Examples:
+        >>> import pathlib, tempfile, keras, numpy as np, tfkit
+        >>> model = keras.Sequential([
+        ...     keras.Input((4,)), keras.layers.Dense(32, activation="relu"), keras.layers.Dense(2)])
+        >>> plan = tfkit.plan_channel_pruning(model, parameters=0.5)
+        >>> path = plan.save(pathlib.Path(tempfile.mkdtemp(), "plan.json"))
+        >>> again = tfkit.ChannelPlan.load(path)
+        >>> smaller, masked = again.apply(model), again.mask(model)
+        >>> x = np.ones((1, 4))
+        >>> bool(np.allclose(smaller(x), masked(x), atol=1e-6)), smaller.layers[0].units
+        (True, 16)
     """
 
     model: str

@@ -128,8 +128,8 @@ def _activations(wiring: Wiring, batches: list[tuple[Any, Any]]) -> Parts:
     readings = {(key, axis % rank): labels for key, axis, labels, rank in _ranked(wiring)}
 
     @tf.function(reduce_retracing=True)
-    def sums(*inputs: Any) -> list[Any]:
-        values = dict(zip(flow.inputs, flow.read(list(inputs)), strict=True))
+    def sums(x: Any) -> list[Any]:
+        values = dict(zip(flow.inputs, flow.read(x), strict=True))
         for call in flow.calls:
             call.run(values, training=False)
         answer = []

@@ -11,7 +11,7 @@ from tfkit.errors import PruningError
 from tfkit.prune.coupling import Use
 from tfkit.prune.groups import Wiring
 from tfkit.prune.normalization import MaskedNormalization
-from tfkit.training import carry_state
+from tfkit.training import carry_state, compile_settings
 
 Kept = Mapping[int, Iterable[int]]
 
@@ -54,7 +54,7 @@ def carry_optimizer(wiring: Wiring, kept: Kept) -> keras.Model:
     old = graph.require_compiled(wiring.model)
     model, pairs = shrink(wiring, kept)
     alive, uses = wiring.alive(kept), _uses_of(wiring)
-    model.compile_from_config(old.get_compile_config())
+    model.compile(**compile_settings(old))
     if not old.optimizer.built:
         return model
     model.optimizer.build(model.trainable_variables)

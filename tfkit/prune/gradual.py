@@ -1,0 +1,251 @@
+"""Channel pruning in steps, with training in between."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import keras
+
+from tfkit import graph
+from tfkit.errors import ArgumentError, ArgumentTypeError
+from tfkit.prune.arguments import require_count
+from tfkit.prune.channels import plan_channel_pruning
+from tfkit.prune.groups import Wiring
+from tfkit.prune.plan import ChannelPlan
+from tfkit.prune.recalibration import recalibrate_batch_norm
+from tfkit.prune.shrink import shrink
+from tfkit.prune.target import Target, read_target
+from tfkit.training import compile_settings
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+CALIBRATION_BATCHES = 64  # enough for statistics, however large the data
+
+
+@dataclasses.dataclass(frozen=True)
+class GradualPruning:
+    """What `prune_channels_gradually` did.
+
+    Attributes:
+        model: The smaller model, trained and compiled.
+        plans: The plan of each step, each for the model of the step before.
+        table: A row a step: `step`, `flops` and `parameters` of the smaller model, and for
+            each metric its value behind the removal (``pruned_…``, statistics measured anew
+            where they were) and after training; on the validation data if there are any, else
+            on the training data.
+
+    Examples:
+        >>> import keras, numpy as np, tfkit
+        >>> model = keras.Sequential([
+        ...     keras.Input((4,)), keras.layers.Dense(32, activation="relu"), keras.layers.Dense(2)])
+        >>> model.compile("sgd", "mse")
+        >>> x = np.ones((8, 4))
+        >>> done = tfkit.prune_channels_gradually(model, x, x[:, :2], parameters=0.5, steps=1)
+        >>> list(done.table.columns)
+        ['step', 'flops', 'parameters', 'pruned_loss', 'loss']
+    """
+
+    model: keras.Model
+    plans: tuple[ChannelPlan, ...]
+    table: "pd.DataFrame"
+
+
+def prune_channels_gradually(
+    model: keras.Model,
+    x: Any,
+    y: Any = None,
+    *,
+    flops: float | None = None,
+    parameters: float | None = None,
+    ratio: float | None = None,
+    steps: int = 5,
+    epochs: int = 1,
+    batch_size: int = 32,
+    validation_data: Any = None,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+    recalibrate: bool = True,
+    distillation: Any = None,
+    distillation_weight: float = 0.5,
+    keep_optimizer: bool = False,
+    verbose: int = 0,
+    **options: Any,
+) -> GradualPruning:
+    """Removes channels in steps and trains in between, so that the model recovers on its way.
+
+    Step i of n leaves ``target^(i/n)`` of the model, so each takes the same share of what is
+    left. After each the statistics of BatchNormalization are measured anew and the model is
+    trained, with its own loss and metrics and, on request, towards the unpruned model's
+    outputs.
+
+    Args:
+        model: A compiled functional or Sequential model. Not changed.
+        x: Training data as `fit` takes them.
+        y: Targets; None for datasets.
+        flops: Target as in `plan_channel_pruning`; exactly one of the three.
+        parameters: Target as in `plan_channel_pruning`.
+        ratio: Target as in `plan_channel_pruning`.
+        steps: Removals, at least 1.
+        epochs: Epochs of training after each removal, at least 1.
+        batch_size: Samples a batch, for arrays.
+        validation_data: As `fit` takes them, for the table and the callbacks.
+        callbacks: Callbacks of each training. Under distillation their model is Keras's
+            Distiller, and ``callback.model.student`` the model.
+        recalibrate: Whether to measure the statistics of BatchNormalization anew after each
+            removal, on up to 64 batches.
+        distillation: A loss of `keras.distillation`, or a list of them, between the unpruned
+            model and the smaller one: ``LogitsDistillation(temperature=3.0)`` for logits,
+            ``FeatureDistillation(loss="mse")`` for outputs as they are. None for none.
+        distillation_weight: Share of distillation in the loss, in (0, 1].
+        keep_optimizer: Whether the optimizer keeps, over removals, what it has learned of the
+            weights that stay; otherwise it begins anew each time, as it is configured.
+        verbose: 1 shows the steps, 2 also Keras's own progress.
+        **options: More arguments of `plan_channel_pruning`: criterion, scope, layers,
+            multiple_of, data, … Data for a criterion default to the training data.
+
+    Returns:
+        A `GradualPruning`: `.model`, `.table`, `.plans`.
+
+    Raises:
+        ArgumentTypeError: If an argument is of the wrong kind.
+        ArgumentError: If the model is not compiled, a count is below 1, or what
+            `plan_channel_pruning` refuses.
+        PruningError: As `plan_channel_pruning` does, before anything is trained.
+
+    Examples:
+        >>> import keras, numpy as np, tfkit
+        >>> model = keras.Sequential([
+        ...     keras.Input((4,)), keras.layers.Dense(32, activation="relu"), keras.layers.Dense(2)])
+        >>> model.compile("adam", "mse")
+        >>> x = np.random.default_rng(0).normal(size=(64, 4))
+        >>> done = tfkit.prune_channels_gradually(model, x, x[:, :2], parameters=0.5, steps=2)
+        >>> done.model.count_params(), model.count_params(), list(done.table.step)
+        (114, 226, [1, 2])
+
+    Source: Molchanov et al., Pruning Convolutional Neural Networks for Resource Efficient
+    Inference (2017), section 2, iterative pruning; Hinton et al., Distilling the Knowledge in a
+    Neural Network (2015).
+    """
+    graph.require_compiled(model)
+    target = read_target(flops=flops, parameters=parameters, ratio=ratio)
+    for name, value in (("steps", steps), ("epochs", epochs), ("batch_size", batch_size)):
+        require_count(name, value)
+    losses = _read_distillation(distillation, distillation_weight)
+    arrays = (x, y) if y is not None else x
+    options.setdefault("batch_size", batch_size)
+    if options.get("criterion") in ("activation", "taylor"):
+        options.setdefault("data", _some(model, arrays, batch_size))
+    whole = plan_channel_pruning(model, **{target.name: target.amount}, **options)  # refuses early
+    has_norm = any(isinstance(each, keras.layers.BatchNormalization) for each in graph.sublayers(model))
+    calibration = _some(model, arrays, batch_size) if recalibrate and has_norm else None
+    teacher = shrink(Wiring(model), {})[0] if losses else None  # a copy: Keras freezes its teacher
+    fit = {
+        "batch_size": None if y is None else batch_size,
+        "epochs": epochs,
+        "callbacks": [*callbacks],
+        "validation_data": validation_data,
+        "verbose": 2 if verbose > 1 else 0,
+    }
+    judge = {"x": x, "y": y} if validation_data is None else _as_arguments(validation_data)
+    smaller, plans, rows = model, [], []
+    with _progress(steps, verbose) as advance:
+        for step in range(1, steps + 1):
+            aim = _aim(target, whole, step, steps)
+            plans.append(plan_channel_pruning(smaller, **{target.name: aim}, **options))
+            before, smaller = smaller, plans[-1].apply(smaller, keep_optimizer=keep_optimizer)
+            if not keep_optimizer:
+                smaller.compile(**compile_settings(before))
+            if calibration is not None:
+                recalibrate_batch_norm(smaller, calibration)
+            pruned = smaller.evaluate(**judge, verbose=0, return_dict=True)
+            _train(smaller, teacher, losses, distillation_weight, x, y, fit)
+            trained = smaller.evaluate(**judge, verbose=0, return_dict=True)
+            rows.append(
+                {"step": step} | plans[-1].after | {f"pruned_{k}": v for k, v in pruned.items()} | trained
+            )
+            advance(f"step {step}: {plans[-1].after['parameters']:.0f} weights, loss {trained['loss']:.4g}")
+    import pandas as pd
+
+    return GradualPruning(smaller, tuple(plans), pd.DataFrame(rows))
+
+
+def _aim(target: Target, whole: ChannelPlan, step: int, steps: int) -> float:
+    """Returns the target of a step, for the model of the step before."""
+    if target.name == "ratio":
+        return 1 - (1 - target.amount) ** (1 / steps)
+    before = whole.before[target.name]
+    end = target.amount / before if target.amount > 1 else target.amount
+    return before * end ** (step / steps)
+
+
+def _read_distillation(distillation: Any, weight: float) -> list[Any]:
+    if distillation is None:
+        return []
+    losses = list(distillation) if isinstance(distillation, list | tuple) else [distillation]
+    if not losses or not all(isinstance(each, keras.distillation.DistillationLoss) for each in losses):
+        raise ArgumentTypeError(
+            "`distillation` must be a loss of keras.distillation or a list of them. "
+            f"Received: distillation={distillation!r}. "
+            "Write keras.distillation.LogitsDistillation(temperature=3.0)."
+        )
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight <= 1:
+        raise ArgumentError(
+            "`distillation_weight` is the share of distillation in the loss, in (0, 1]. "
+            f"Received: distillation_weight={weight!r}."
+        )
+    return losses
+
+
+def _some(model: keras.Model, data: Any, batch_size: int) -> Any:
+    """Returns a first part of data, as a dataset may be too large to be looked at whole."""
+    import tensorflow as tf
+
+    if isinstance(data, tf.data.Dataset):
+        return data.take(CALIBRATION_BATCHES)
+    if isinstance(data, keras.utils.PyDataset):
+        return data
+    part = slice(CALIBRATION_BATCHES * batch_size)
+    return keras.tree.map_structure(lambda each: None if each is None else each[part], data)
+
+
+def _train(
+    student: keras.Model,
+    teacher: keras.Model | None,
+    losses: list[Any],
+    weight: float,
+    x: Any,
+    y: Any,
+    fit: dict[str, Any],
+) -> None:
+    if teacher is None:
+        student.fit(x, y, **fit)
+        return
+    distiller = keras.distillation.Distiller(
+        teacher, student, losses, [1.0] * len(losses), student_loss_weight=1 - weight
+    )
+    settings = compile_settings(student)
+    distiller.compile(student.optimizer, settings["loss"], settings["metrics"])
+    distiller.fit(x, y, **fit)
+
+
+def _as_arguments(validation_data: Any) -> dict[str, Any]:
+    """Returns validation data as `evaluate` takes them."""
+    if isinstance(validation_data, tuple):
+        return dict(zip(("x", "y", "sample_weight"), validation_data))
+    return {"x": validation_data}
+
+
+@contextlib.contextmanager
+def _progress(steps: int, verbose: int) -> Iterator[Callable[[str], None]]:
+    """Shows how far the steps are, and a line for each."""
+    from rich import progress as bars
+
+    with bars.Progress(disable=not verbose) as bar:
+        task = bar.add_task("pruning", total=steps)
+
+        def advance(line: str) -> None:
+            bar.console.print(line) if verbose else None
+            bar.advance(task)
+
+        yield advance
