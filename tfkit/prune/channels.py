@@ -124,7 +124,8 @@ def plan_channel_pruning(
             "Compile it, or pass loss=keras.losses.SparseCategoricalCrossentropy()."
         )
     wiring = Wiring(model)
-    sized = wiring if input_shape is None else Wiring(with_input_shape(model, input_shape))
+    fixed = model if input_shape is None else with_input_shape(model, input_shape)
+    sized = wiring if fixed is model else Wiring(fixed)
     if target.name == "flops" or target.is_latency:
         _require_sizes(sized)
     obstacles = wiring.not_chosen(layers)
@@ -197,7 +198,7 @@ def _require_sizes(wiring: Wiring) -> None:
 
 
 def with_input_shape(model: keras.Model, input_shape: Sequence[int]) -> keras.Model:
-    """Returns a model like another, with initial weights, whose one input has a fixed shape.
+    """Returns a model whose one input has a fixed shape: the same, or one with initial weights.
 
     Raises:
         ArgumentError: If the shape contradicts the model.
@@ -213,6 +214,8 @@ def with_input_shape(model: keras.Model, input_shape: Sequence[int]) -> keras.Mo
             "`input_shape` is the shape of a sample, for a model with one input, and agrees with it. "
             f"Received: input_shape={tuple(input_shape)!r}, model inputs {known}."
         )
+    if None not in known[0]:
+        return model
     return graph.rebuild(model, lambda each: graph.copy_operation(each, {}), [(None, *input_shape)])
 
 
