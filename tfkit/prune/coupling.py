@@ -31,6 +31,8 @@ class Use:
         axis: The axis, from 0.
         labels: A label for every position on it.
         role: What the weight is to these channels.
+        parts: How many times a channel lies on the axis by the nature of the layer, such as
+            once for each gate.
     """
 
     path: str
@@ -38,6 +40,7 @@ class Use:
     axis: int
     labels: Labels
     role: Role
+    parts: int = 1
 
 
 @dataclasses.dataclass
@@ -49,12 +52,15 @@ class Size:
         key: The name of the entry.
         axes: For each number of the entry, the labels that it counts or the number itself.
         scalar: Whether the entry is one number, not a tuple.
+        always: Whether to write the entry even where the count stays, as a layer that finds
+            it from what comes in would find another.
     """
 
     operation: keras.Operation
     key: str
     axes: tuple[Labels | int, ...]
     scalar: bool = True
+    always: bool = False
 
 
 @dataclasses.dataclass
@@ -145,8 +151,11 @@ class Coupling:
         return label.reshape((1,) * rank)
 
     def keep(self, labels: Labels, reason: str) -> None:
-        """Decides that these channels stay."""
-        self.join(labels, self.whole(labels.ndim, reason))
+        """Decides that these channels stay; those that already must keep their own reason."""
+        roots = np.unique(self.find(labels))
+        free = roots[[int(root) not in self._reasons for root in roots]]
+        if free.size:
+            self.join(free, self.whole(1, reason))
 
     def reasons(self, labels: Labels) -> list[str | None]:
         """Returns why each label must stay; None where it may go."""
@@ -178,7 +187,15 @@ class Coupling:
                 labels, roots = labels.take([0], axis), roots.take([0], axis)
         return labels
 
-    def use(self, path: str, variable: keras.Variable | None, axis: int, labels: Labels, role: Role) -> None:
+    def use(
+        self,
+        path: str,
+        variable: keras.Variable | None,
+        axis: int,
+        labels: Labels,
+        role: Role,
+        parts: int = 1,
+    ) -> None:
         """Notes that labels lie along an axis of a weight; None is a weight that a layer lacks.
 
         Where the weight is used at a second place, the channels of both places become one.
@@ -191,11 +208,11 @@ class Coupling:
             self.join(known.labels, labels)
         else:
             labels = np.broadcast_to(labels, (variable.shape[axis],))
-            self.uses[id(variable), axis] = Use(path, variable, axis, labels, role)
+            self.uses[id(variable), axis] = Use(path, variable, axis, labels, role, parts)
 
-    def size(self, operation: keras.Operation, key: str, *axes: Labels | int, scalar: bool = True) -> None:
-        """Notes that an entry of a configuration counts channels."""
-        self.sizes.setdefault((id(operation), key), Size(operation, key, axes, scalar))
+    def size(self, operation: keras.Operation, key: str, *axes: Labels | int, **options: bool) -> None:
+        """Notes that an entry of a configuration counts channels; for the options see `Size`."""
+        self.sizes.setdefault((id(operation), key), Size(operation, key, axes, **options))
 
     def work(self, path: str, call: int, factor: float, *axes: Labels) -> None:
         """Notes multiply-adds."""

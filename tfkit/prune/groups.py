@@ -88,7 +88,7 @@ class Wiring:
         """Reads a model.
 
         Raises:
-            PruningError: If it has no graph.
+            PruningError: If it has no graph, or two different layers hold the same weight.
         """
         flow = graph.read_flow(graph.require_model(model))
         if flow is None:
@@ -98,7 +98,9 @@ class Wiring:
                 "Build it with keras.Input and keras.Model(inputs, outputs), or prune its functional parts."
             )
         self.model, self.flow, self.coupling = model, flow, Coupling()
+        self._require_own_weights()
         self._pass()
+        self._hold()
         self.groups, self.left = self._gather()
         labels = {int(root): (i, j) for i, g in enumerate(self.groups) for j, root in enumerate(g.units)}
         self._group = np.full(self.coupling.total, -1)
@@ -110,6 +112,30 @@ class Wiring:
             for work in self.coupling.works
         ]
         self.parameters = self._count_parameters()
+
+    def _require_own_weights(self) -> None:
+        """Refuses a weight in two layers: made again from their configurations, each would have its own."""
+        owners: dict[int, graph.Call] = {}
+        for call in self.flow.calls:
+            inner = graph.functional_graph(call.operation)
+            for variable in [] if inner is not None else getattr(call.operation, "weights", []):
+                owner = owners.setdefault(id(variable), call)
+                if owner.operation is not call.operation:
+                    raise PruningError(
+                        "A weight that serves at several places must belong to one layer that is called "
+                        f"there. Received: model={self.model.name!r}, where {owner.path} and {call.path} "
+                        f"both hold {variable.path}. Call the one layer at both places."
+                    )
+
+    def _hold(self) -> None:
+        """Keeps the channels in weights of a model that is also called in a way that is not read."""
+        for call in self.flow.calls:
+            if graph.functional_graph(call.operation) is None:
+                continue
+            held = {id(variable) for variable in call.operation.weights}
+            for use in self.coupling.uses.values():
+                if id(use.variable) in held:
+                    self.coupling.keep(use.labels, self.coupling.stops[call.path])
 
     def _pass(self) -> None:
         flow, c = self.flow, self.coupling
@@ -135,14 +161,14 @@ class Wiring:
             if use.role == "makes":
                 order.update(dict.fromkeys(self.coupling.find(use.labels).tolist()))
         sorted_by_place: dict[tuple, list[int]] = defaultdict(list)
-        for root in order:
-            sorted_by_place[tuple(places[root])].append(root)
+        for root, reason in zip(order, self.coupling.reasons(np.array([*order], int)), strict=True):
+            sorted_by_place[tuple(places[root]), reason].append(root)
         names: dict[str, int] = defaultdict(int)
         free, left = [], []
-        for where, roots in sorted_by_place.items():
+        for (where, reason), roots in sorted_by_place.items():
             mine = [(uses[number], count) for number, count in where]
             makers = list(dict.fromkeys(use.path for use, _ in mine if use.role == "makes"))
-            first = next(count for use, count in mine if use.role == "makes")
+            first = next(count // use.parts for use, count in mine if use.role == "makes")
             names[makers[0]] += 1
             number = names[makers[0]]
             group = Group(
@@ -151,7 +177,7 @@ class Wiring:
                 tuple(dict.fromkeys(use.path for use, _ in mine)),
                 np.array(roots),
                 first,
-                self.coupling.reasons(np.array(roots[:1]))[0],
+                reason,
             )
             (free if group.reason is None else left).append(group)
         return tuple(free), tuple(left)

@@ -27,8 +27,9 @@ class MaskedNormalization(keras.layers.Layer):
         self.supports_masking = True
 
     def build(self, shape: Any) -> None:
-        """Builds the normalisation inside."""
-        self.layer.build(shape)
+        """Builds the normalisation inside, which a model that is loaded has built already."""
+        if not self.layer.built:
+            self.layer.build(shape)
 
     def call(self, x: Any) -> Any:
         """Normalises a batch; what stands in channels that do not count is without meaning."""

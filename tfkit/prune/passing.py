@@ -19,6 +19,7 @@ from tfkit.prune.coupling import Coupling, Dimensions, Labels, placed
 
 UNKNOWN = "does something to its channels that tfkit does not know"
 ONE_EACH = "mixes all channels"
+MOVES_BATCH = "moves what is in a sample to other samples"
 
 # keras.activations that compute each number from itself alone
 # fmt: off
@@ -65,6 +66,13 @@ class Site:
         return [tuple(x.shape[1:]) for x in self.call.results]
 
     @property
+    def masks(self) -> list[int]:
+        """Numbers of the tensors that come in as masks, which tell what counts and hold no channels."""
+        kwargs = self.call.arguments.kwargs
+        masks = {id(each) for name, each in kwargs.items() if name.endswith("mask")}
+        return [i for i, x in enumerate(self.call.arguments.keras_tensors) if id(x) in masks]
+
+    @property
     def axis(self) -> int:
         """The axis of the channels, without the batch."""
         return 0 if getattr(self.operation, "data_format", None) == "channels_first" else -1
@@ -76,13 +84,15 @@ class Site:
         self.coupling.read(self.call.inputs[place], axis, line)
         return line
 
-    def use(self, variable: keras.Variable | None, axis: int, line: Labels, role: Any) -> None:
+    def use(
+        self, variable: keras.Variable | None, axis: int, line: Labels, role: Any, parts: int = 1
+    ) -> None:
         """Notes the labels along an axis of one of the layer's weights."""
-        self.coupling.use(self.path, variable, axis, line, role)
+        self.coupling.use(self.path, variable, axis, line, role, parts)
 
-    def size(self, key: str, *axes: Labels | int, scalar: bool = True) -> None:
+    def size(self, key: str, *axes: Labels | int, **options: bool) -> None:
         """Notes an entry of the layer's configuration that counts channels."""
-        self.coupling.size(self.operation, key, *axes, scalar=scalar)
+        self.coupling.size(self.operation, key, *axes, **options)
 
     def work(self, factor: float, *axes: Labels) -> None:
         """Notes multiply-adds of the layer."""
@@ -122,6 +132,8 @@ def pass_channels(call: graph.Call, given: list[Labels], coupling: Coupling) -> 
     """Applies the rule of a call and returns the labels of the tensors that go out."""
     site = Site(call, given, coupling)
     operation = call.operation
+    for number in site.masks:
+        coupling.keep(given[number], f"{site.path} takes it as a mask")
     if getattr(operation, "quantization_mode", None) or getattr(operation, "lora_enabled", False):
         return site.stop("is quantized or has a LoRA adapter")
     known = _rule_of(operation)
@@ -136,9 +148,21 @@ def _rule_of(operation: keras.Operation) -> Rule | None:
     own = type(operation)
     for base in own.__mro__:
         if base in RULES:
-            same = own.call is base.call and getattr(own, "build", 0) is getattr(base, "build", 0)
-            return RULES[base] if same else None
+            return RULES[base] if _inherits(own, base) else None
     return BY_NAME.get(own.__name__) if own.__module__.startswith("keras.src.") else None
+
+
+# what a subclass may write anew without computing anything else
+HARMLESS = frozenset({"__init__", "__module__", "__doc__", "get_config", "from_config", "__annotations__"})
+
+
+def _inherits(own: type, base: type) -> bool:
+    """Tells whether a class takes over all that decides what a class of Keras computes.
+
+    Not only `call` and `build`: Keras offers `Conv2D.convolution_op` to subclasses, too.
+    """
+    between = own.__mro__[: own.__mro__.index(base)]
+    return all(name in HARMLESS or not hasattr(base, name) for each in between for name in vars(each))
 
 
 def is_elementwise(activation: Any) -> bool:
@@ -264,7 +288,8 @@ def _attention(site: Site) -> Labels | list[Labels]:
     arguments.setdefault("key", arguments.get("value"))
     order = {id(x): i for i, x in enumerate(site.call.arguments.keras_tensors)}
     plain = {"query", "value", "key"} >= arguments.keys() - {"training", "use_causal_mask"}
-    plain = plain and len(site.results) == 1 and all(len(shape) == 2 for shape in site.shapes)
+    plain = plain and len(site.results) == 1
+    plain = plain and all(len(shape) == 2 for shape in (*site.shapes, *site.results))
     if not plain or any(id(arguments[name]) not in order for name in ("query", "value", "key")):
         return site.stop("has masks, scores or axes of its own")
     heads = c.fresh(layer.num_heads)
@@ -288,25 +313,26 @@ def _attention(site: Site) -> Labels | list[Labels]:
     site.work(tokens["query"] * value_dim, heads, made)
     site.work(tokens["query"] * tokens["key"] * (layer.key_dim + value_dim), heads)
     site.size("num_heads", heads)
-    site.size("output_shape", made, scalar=False)
+    site.size("output_shape", made, scalar=False, always=True)  # by itself it follows the query
     return site.make(made, -1)
 
 
 @rule(layers.SimpleRNN, layers.LSTM, layers.GRU)
 def _recurrent(site: Site) -> list[Labels]:
     layer, cell = site.operation, site.operation.cell
-    if len(site.given) > 1 or layer.stateful:
+    if len(site.given) > 1 + len(site.masks) or layer.stateful:
         return site.stop("has states of its own")
     if not is_elementwise(cell.activation) or not is_elementwise(
         getattr(cell, "recurrent_activation", cell.activation)
     ):
         return site.stop(f"has an activation that {ONE_EACH}")
     taken, made = site.read(axis=-1), site.coupling.fresh(layer.units)
-    gates = np.tile(made, cell.kernel.shape[-1] // layer.units)
+    parts = cell.kernel.shape[-1] // layer.units
+    gates = np.tile(made, parts)
     site.use(cell.kernel, 0, taken, "reads")
-    site.use(cell.kernel, 1, gates, "makes")
+    site.use(cell.kernel, 1, gates, "makes", parts)
     site.use(cell.recurrent_kernel, 0, made, "reads")
-    site.use(cell.recurrent_kernel, 1, gates, "makes")
+    site.use(cell.recurrent_kernel, 1, gates, "makes", parts)
     site.use(cell.bias, -1, gates, "accompanies")
     site.size("units", made)
     steps = math.nan if site.shapes[0][0] is None else site.shapes[0][0]
@@ -396,6 +422,8 @@ def _layer_scale(site: Site) -> Labels:
 def _elementwise(site: Site) -> Labels | list[Labels]:
     if len(site.given) != 1:
         return site.stop()
+    if any(size not in (None, 1) for size in getattr(site.operation, "noise_shape", None) or ()):
+        return site.stop("draws noise of a fixed shape")
     return site.given[0]
 
 
@@ -447,6 +475,8 @@ def _global_pooling(site: Site) -> Labels:
 def _reshaped(site: Site, key: str | None, leading: tuple[int, ...] = ()) -> Labels | list[Labels]:
     """Returns the labels in another shape, in Keras's order: the last axis runs fastest."""
     labels, before, after = site.coupling.compact(site.given[0]), site.shapes[0], site.results[0]
+    if None not in before and None not in after and math.prod(before) != math.prod(after):
+        return site.stop(MOVES_BATCH)
     if labels.size == 1:
         return labels.reshape((1,) * len(after))
     if None in before or None in after:
@@ -521,8 +551,9 @@ def _merged(
 
 @rule(layers.Concatenate)
 def _concatenate(site: Site) -> Labels | list[Labels]:
-    axis = site.operation.axis
-    axis = axis - 1 if axis > 0 else axis % len(site.shapes[0])
+    axis = site.operation.axis % (len(site.shapes[0]) + 1) - 1
+    if axis < 0:
+        return site.stop(MOVES_BATCH)
     given = [site.coupling.compact(each) for each in site.given]
     if all(each.shape[axis] == 1 for each in given) and any(s[axis] is None for s in site.shapes):
         for each in given[1:]:  # of open length, so along another axis than the channels
@@ -578,10 +609,12 @@ def _reduction(site: Site) -> Labels | list[Labels]:
     if operation.axis is None or not _alone(site):
         return site.stop()
     axes = {axis % (rank + 1) - 1 for axis in keras.tree.flatten(operation.axis)}
+    if -1 in axes:
+        return site.stop(MOVES_BATCH)
     labels = site.coupling.compact(site.given[0])
     if labels.size == 1:
         return labels.reshape((1,) * len(site.results[0]))
-    if -1 in axes or any(labels.shape[axis] > 1 for axis in axes):
+    if any(labels.shape[axis] > 1 for axis in axes):
         return site.stop(ONE_EACH)
     return labels if operation.keepdims else np.squeeze(labels, tuple(sorted(axes)))
 
@@ -596,7 +629,7 @@ def _reshape_operation(site: Site) -> Labels | list[Labels]:
 def _transpose_operation(site: Site) -> Labels | list[Labels]:
     axes = site.operation.axes
     if axes is None or axes[0] % len(axes) != 0:
-        return site.stop("moves the batch")
+        return site.stop(MOVES_BATCH)
     return site.given[0].transpose([axis % len(axes) - 1 for axis in axes[1:]])
 
 

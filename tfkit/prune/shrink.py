@@ -32,7 +32,7 @@ def shrink(wiring: Wiring, kept: Kept) -> tuple[keras.Model, list[tuple[keras.Va
     for size in wiring.coupling.sizes.values():
         before = [axis if isinstance(axis, int) else len(axis) for axis in size.axes]
         after = [axis if isinstance(axis, int) else int(alive[labels_of(axis)].sum()) for axis in size.axes]
-        if before != after:
+        if before != after or size.always:
             changes[id(size.operation)][size.key] = after[0] if size.scalar else tuple(after)
     model, pairs = _rebuilt(wiring, lambda operation: _copy(wiring, operation, changes[id(operation)]))
     uses = _uses_of(wiring)
