@@ -16,8 +16,8 @@ from tfkit.prune.groups import Count, Product, Wiring
 from tfkit.prune.latency import plan_latency
 from tfkit.prune.plan import ChannelPlan, PlannedGroup, architecture
 from tfkit.prune.price import SCOPES, price_of
-from tfkit.prune.pruning import Pruning
 from tfkit.prune.score import CRITERIA, NEED_DATA, Scores, score_units
+from tfkit.prune.shrink import require_dense
 from tfkit.prune.target import Target, read_target, require_possible
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def plan_channel_pruning(
     )
     _check(criterion, scope, multiple_of, max_ratio, batch_size, data, sensitivity)
     graph.require_finite(graph.require_model(model))
-    _require_dense(model)
+    require_dense(model)
     if criterion == "taylor" and loss is None and not model.compiled:
         raise ArgumentError(
             "`taylor` differentiates a loss. Received: loss=None and a model that is not compiled. "
@@ -133,7 +133,8 @@ def plan_channel_pruning(
     ladders = _ladders(wiring, scores, obstacles, multiple_of, max_ratio, criterion)
 
     def costs(units: Sequence[int]) -> dict[str, float]:
-        return {"flops": 2 * _total(sized.works, units), "parameters": _total(wiring.parameters, units)}
+        counts = {"flops": 2 * _total(sized.works, units), "parameters": _total(wiring.parameters, units)}
+        return {name: int(count) for name, count in counts.items() if not math.isnan(count)}
 
     def plan(at: Sequence[int], **measured: tuple[float, float]) -> ChannelPlan:
         units = [ladder.levels[level] for ladder, level in zip(ladders, at, strict=True)]
@@ -297,21 +298,6 @@ def _planned(
         for group in wiring.left
     ]
     return tuple(planned)
-
-
-def _require_dense(model: keras.Model) -> None:
-    pruned = [
-        f"{node.path}/{variable.name}"
-        for node in graph.descend(graph.walk(model))
-        for variable in graph.own_variables(node.layer)
-        if isinstance(variable.constraint, Pruning)
-    ]
-    if pruned:
-        raise PruningError(
-            "Channels are removed from a model whose weights are not held at zero by masks. "
-            f"Received: model={model.name!r}, where magnitude pruning is at work on {pruned[0]}. "
-            "Call tfkit.strip_pruning(model) first, and prune_low_magnitude on the smaller model."
-        )
 
 
 def _check(

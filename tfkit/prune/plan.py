@@ -11,7 +11,7 @@ import numpy as np
 
 from tfkit.errors import ArgumentError, OutputPathError, PruningError
 from tfkit.prune.groups import Wiring
-from tfkit.prune.shrink import carry_optimizer, shrink, silence
+from tfkit.prune.shrink import carry_optimizer, require_dense, shrink, silence
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,8 +56,8 @@ class ChannelPlan:
         criterion: How channels were scored.
         scope: How groups were compared.
         groups: A record a group.
-        before: `flops` (two for a multiply-add, one sample), `parameters` and, where it
-            was measured, `latency_ms` of the model.
+        before: `flops` (two for a multiply-add, one sample; where sizes are known),
+            `parameters` and, where it was measured, `latency_ms` of the model.
         after: The same of the smaller model.
         architecture: A line for each layer and how it is wired, by which a model is known.
 
@@ -137,6 +137,7 @@ class ChannelPlan:
 
     def _on(self, model: keras.Model) -> tuple[Wiring, dict[int, tuple[int, ...]]]:
         wiring = Wiring(model)
+        require_dense(model)
         lines = architecture(wiring)
         for number, (wanted, got) in enumerate(zip(self.architecture, lines)):
             if wanted != got:
@@ -167,9 +168,13 @@ class ChannelPlan:
                 f"Received: path={str(path)!r}. Write 'plan.json'."
             )
         temporary = path.with_name(path.name + ".part")
-        temporary.write_text(json.dumps({"tfkit_channel_plan": FORMAT} | dataclasses.asdict(self)))
+        temporary.write_text(self.to_json())
         temporary.replace(path)
         return path
+
+    def to_json(self) -> str:
+        """Returns the plan as JSON."""
+        return json.dumps({"tfkit_channel_plan": FORMAT} | dataclasses.asdict(self))
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "ChannelPlan":
@@ -179,7 +184,23 @@ class ChannelPlan:
             ArgumentError: If there is no such file, or it is none.
         """
         try:
-            record = json.loads(pathlib.Path(path).read_text())
+            text = pathlib.Path(path).read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ArgumentError(
+                "A channel plan is a file that ChannelPlan.save wrote. "
+                f"Received: path={str(path)!r} ({error}). Save the plan again."
+            ) from error
+        return cls.from_json(text)
+
+    @classmethod
+    def from_json(cls, text: str) -> "ChannelPlan":
+        """Reads a plan that `to_json` returned.
+
+        Raises:
+            ArgumentError: If it is none.
+        """
+        try:
+            record = json.loads(text)
             if record.pop("tfkit_channel_plan") != FORMAT:
                 raise ValueError("it has another format")
             groups = [
@@ -187,10 +208,10 @@ class ChannelPlan:
                 for group in record.pop("groups")
             ]
             return cls(**record | {"groups": tuple(groups), "architecture": tuple(record["architecture"])})
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ArgumentError(
-                "A channel plan is a file that ChannelPlan.save wrote. "
-                f"Received: path={str(path)!r} ({type(error).__name__}: {error})."
+                "A channel plan is what ChannelPlan.save or to_json wrote, whole. "
+                f"Received: {text[:80]!r} ({type(error).__name__}: {error}). Make the plan again."
             ) from error
 
     def plot(self, path: str | os.PathLike) -> pathlib.Path:

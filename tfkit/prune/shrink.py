@@ -11,9 +11,30 @@ from tfkit.errors import PruningError
 from tfkit.prune.coupling import Use
 from tfkit.prune.groups import Wiring
 from tfkit.prune.normalization import MaskedNormalization
+from tfkit.prune.pruning import Pruning
 from tfkit.training import carry_state, compile_settings
 
 Kept = Mapping[int, Iterable[int]]
+
+
+def require_dense(model: keras.Model) -> None:
+    """Checks that no weight is held at zero by a mask, which would not fit a smaller one.
+
+    Raises:
+        PruningError: If one is.
+    """
+    pruned = [
+        f"{node.path}/{variable.name}"
+        for node in graph.descend(graph.walk(model))
+        for variable in graph.own_variables(node.layer)
+        if isinstance(variable.constraint, Pruning)
+    ]
+    if pruned:
+        raise PruningError(
+            "Channels are removed from a model whose weights are not held at zero by masks. "
+            f"Received: model={model.name!r}, where magnitude pruning is at work on {pruned[0]}. "
+            "Call tfkit.strip_pruning(model) first, and prune_low_magnitude on the smaller model."
+        )
 
 
 def shrink(wiring: Wiring, kept: Kept) -> tuple[keras.Model, list[tuple[keras.Variable, keras.Variable]]]:

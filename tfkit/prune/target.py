@@ -83,12 +83,13 @@ def require_possible(target: Target, wanted: float, least: float, whole: float) 
             f"{_said(target, whole)}. Ask for less, or leave the model as it is."
         )
     if least > wanted * (1 + 1e-9):
-        fraction = 1 - least / whole if target.name == "ratio" else least / whole
+        if target.name == "ratio":
+            limit = f"The most is ratio={1 - least / whole:.4g}"
+        else:
+            limit = f"The least is {_said(target, least)}, {least / whole:.4g} of today's"
         raise PruningError(
-            f"A target must be possible. Received: {target}. "
-            f"The least is {_said(target, least)}, so {target.name}={fraction:.4g} of it"
-            f"{' at most' if target.name == 'ratio' else ''}. "
-            "Raise the target or max_ratio, lower multiple_of, or let more `layers` lose channels."
+            f"A target must be possible. Received: {target}. {limit}. "
+            "Ask for less to go, raise max_ratio, lower multiple_of, or let more `layers` lose channels."
         )
 
 
