@@ -1,5 +1,6 @@
-"""How long layers take on LiteRT, on this machine."""
+"""Keras to TFLite, and how long it takes on LiteRT on this machine."""
 
+import functools
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -35,6 +36,46 @@ def interleave(calls: Sequence[Callable[[], Any]], runs: int) -> list[list[float
     return seconds
 
 
+def convert(
+    functions: Mapping[str, Any],
+    configure: Callable[[tf.lite.TFLiteConverter], None] = lambda converter: None,
+) -> bytes:
+    """Returns a TFLite file with a signature for each function.
+
+    Args:
+        functions: Concrete functions without variables, by the signature's name.
+        configure: Sets the converter's options.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        tf.saved_model.save(tf.Module(), folder, signatures=dict(functions))
+        converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=list(functions))
+        configure(converter)
+        return converter.convert()
+
+
+def with_constants(
+    layer: keras.Layer, call: Callable[..., Sequence[Any]], specs: Sequence[tf.TensorSpec]
+) -> Any:
+    """Returns a function of a layer's inputs, traced with the weights of now as constants.
+
+    The converter would freeze variables to the same end, and takes several times as long.
+
+    Args:
+        layer: A built layer or model.
+        call: Calls it: ``inputs, one by one -> outputs, flat``.
+        specs: Shape, type and name of each input.
+    """
+    weights = [(each, keras.ops.convert_to_numpy(each)) for each in layer.variables]
+
+    @tf.function(autograph=False)
+    def function(*inputs: Any) -> dict[str, Any]:
+        constants = [(variable, tf.constant(values)) for variable, values in weights]
+        with keras.StatelessScope(state_mapping=constants):
+            return {f"output_{i}": each for i, each in enumerate(call(*inputs))}
+
+    return function.get_concrete_function(*specs)
+
+
 def time_layers(
     layers: Mapping[str, tuple[keras.Layer, Shapes]], *, runs: int = 15, threads: int = 1
 ) -> dict[str, float]:
@@ -50,7 +91,8 @@ def time_layers(
     """
     from ai_edge_litert.interpreter import Interpreter
 
-    interpreter = Interpreter(model_content=_convert(layers), num_threads=threads)
+    functions = {name: _function(layer, shapes) for name, (layer, shapes) in layers.items()}
+    interpreter = Interpreter(model_content=convert(functions), num_threads=threads)
     generator = np.random.default_rng(0)
     calls = []
     for name in layers:
@@ -59,43 +101,23 @@ def time_layers(
         inputs = {
             key: generator.random(detail["shape"]).astype(detail["dtype"]) for key, detail in details.items()
         }
-        calls.append(lambda runner=runner, inputs=inputs: runner(**inputs))
+        calls.append(functools.partial(runner, **inputs))
     taken = interleave(calls, runs)
     return {name: 1000 * float(np.median(each)) for name, each in zip(layers, taken, strict=True)}
 
 
-def _convert(layers: Mapping[str, tuple[keras.Layer, Shapes]]) -> bytes:
-    """Returns a file with a signature a layer.
+def _function(layer: keras.Layer, shapes: Shapes) -> Any:
+    if not layer.built:
+        layer.build(*shapes)
+    is_model = isinstance(layer, keras.Model)
+    kinds = [x.dtype for x in layer.inputs] if is_model else ["float32"] * len(shapes)
 
-    Weights go in as constants, which is several times as fast as freezing variables.
-    """
-    functions = {}
-    for name, (layer, shapes) in layers.items():
-        if not layer.built:
-            layer.build(*shapes)
-        kinds = [x.dtype for x in getattr(layer, "inputs", None) or []] or ["float32"] * len(shapes)
-        specs = [tf.TensorSpec(shape, kind) for shape, kind in zip(shapes, kinds, strict=True)]
-        functions[name] = _as_function(layer).get_concrete_function(*specs)
-    with tempfile.TemporaryDirectory() as folder:
-        tf.saved_model.save(tf.Module(), folder, signatures=functions)
-        return tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=list(layers)).convert()
+    def call(*inputs: Any) -> list[Any]:
+        if not is_model:
+            return keras.tree.flatten(layer(*inputs))
+        packed = keras.tree.pack_sequence_as(graph.input_structure(layer), list(inputs))
+        return keras.tree.flatten(layer(packed, training=False))
 
-
-def _as_function(layer: keras.Layer) -> Callable[..., Any]:
-    weights = [[keras.ops.convert_to_numpy(each) for each in group] for group in _state(layer)]
-    options = {"training": False} if isinstance(layer, keras.Model) else {}
-
-    @tf.function(autograph=False)
-    def call(*inputs: Any) -> Any:
-        packed = inputs[0] if len(inputs) == 1 else list(inputs)
-        if isinstance(layer, keras.Model):
-            packed = keras.tree.pack_sequence_as(graph.input_structure(layer), list(inputs))
-        constants = [[tf.constant(each) for each in group] for group in weights]
-        outputs, _ = layer.stateless_call(*constants, packed, **options)
-        return {f"output_{i}": each for i, each in enumerate(keras.tree.flatten(outputs))}
-
-    return call
-
-
-def _state(layer: keras.Layer) -> tuple[list[keras.Variable], list[keras.Variable]]:
-    return layer.trainable_variables, layer.non_trainable_variables
+    return with_constants(
+        layer, call, [tf.TensorSpec(shape, kind) for shape, kind in zip(shapes, kinds, strict=True)]
+    )

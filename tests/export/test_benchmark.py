@@ -12,6 +12,7 @@ from keras import layers
 import tfkit
 from tests.export.test_artifact import PARITY, module_of
 from tests.export.test_signature import net, pair_net
+from tfkit import litert
 
 COLUMNS = [
     "name",
@@ -50,7 +51,7 @@ class Bench:
         self.now, self.calls, self.threads, self.seconds = 0.0, [], [], lambda name, number: 0.001
         module = module_of("benchmark")
         monkeypatch.setattr(module, "load_runner", self.load)
-        monkeypatch.setattr(module, "time", types.SimpleNamespace(perf_counter=lambda: self.now))
+        monkeypatch.setattr(litert, "time", types.SimpleNamespace(perf_counter=lambda: self.now))
 
     def load(self, path, *, threads=1):
         self.threads.append(threads)

@@ -2,8 +2,6 @@
 
 import numbers
 import os
-import pathlib
-import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
@@ -16,8 +14,8 @@ from tfkit.errors import ArgumentError, ExportError
 from tfkit.export.artifact import Artifact, output_path, staged
 from tfkit.export.parity import PROOF_SAMPLES, TOLERANCE, compare, require_parity
 from tfkit.export.runtime import load_runner
-from tfkit.export.saved_model import write_saved_model
-from tfkit.export.signature import input_specs, random_samples, samples
+from tfkit.export.signature import input_specs, random_samples, samples, serving_function
+from tfkit.litert import convert, with_constants
 
 PRECISIONS = ("float32", "float16", "int8")
 
@@ -138,10 +136,7 @@ def _convert(
         for start in range(0, len(whole[0]), batch_size):
             yield [each[start : start + batch_size] for each in whole]
 
-    with tempfile.TemporaryDirectory() as folder:
-        source = pathlib.Path(folder, "saved_model")
-        write_saved_model(model, source, specs)
-        converter = tf.lite.TFLiteConverter.from_saved_model(str(source))
+    def configure(converter: tf.lite.TFLiteConverter) -> None:
         if precision != "float32":
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
         if precision == "float16":
@@ -149,11 +144,13 @@ def _convert(
         if precision == "int8":
             converter.representative_dataset = representative
             converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-        try:
-            return converter.convert()
-        except Exception as error:  # the converter's own classes are not public
-            raise ExportError(
-                f"TensorFlow must be able to convert the model to TFLite. Received: model={model.name!r}, "
-                f"precision={precision!r}. A model in mixed precision must be rebuilt in float32 first. "
-                f"The converter says: {str(error)[:1000]}"
-            ) from error
+
+    serve = with_constants(model, serving_function(model), specs)
+    try:
+        return convert({"serve": serve}, configure)
+    except Exception as error:  # the converter's own classes are not public
+        raise ExportError(
+            f"TensorFlow must be able to convert the model to TFLite. Received: model={model.name!r}, "
+            f"precision={precision!r}. A model in mixed precision must be rebuilt in float32 first. "
+            f"The converter says: {str(error)[:1000]}"
+        ) from error
