@@ -36,6 +36,7 @@ from tfkit.report import measure
 
 SCOPES = ("uniform", "global", "sensitivity")
 STAGES = ("pruned", "recalibrated", "trained on", "with a teacher")
+RATE = 3e-3  # where Adam begins
 NOISE = 0.2  # standard deviation; white is 1
 PATCH, STRIDE, TILE = 16, 24, 96  # sides and steps, in pixels
 JUDGED_BY = 512  # samples of the training data on which sensitivity is measured
@@ -49,7 +50,7 @@ class Config:
         seed: Seeds weights, noise, order and which digits are judged.
         runs: Repetitions, each with a seed and a network of its own.
         flops: Fractions of the multiplications and additions that stay.
-        digit_epochs: Epochs on the digits, and half as many behind the pruning.
+        digit_epochs: Epochs on the digits, and as many again behind the pruning.
         photograph_epochs: The same on the patches of the photographs.
         multiple_of: What channel counts are a multiple of.
     """
@@ -58,7 +59,7 @@ class Config:
     runs: int = 3
     flops: tuple[float, ...] = (0.75, 0.5, 0.25)
     digit_epochs: int = 24
-    photograph_epochs: int = 24
+    photograph_epochs: int = 12
     multiple_of: int = 4
 
 
@@ -78,7 +79,7 @@ class Task:
         teach: The loss of distillation.
         judge: Judges a network by the test data; more is better.
         examine: Judges it by training data, for sensitivity; more is better.
-        epochs: Epochs of training on.
+        epochs: Epochs of training, and of training on.
     """
 
     name: str
@@ -123,7 +124,7 @@ def run(config: Config, output: pathlib.Path) -> tuple[dict[str, pd.DataFrame], 
 def compare(task: Task, config: Config) -> Iterator[dict[str, Any]]:
     """Yields a row for the dense control, and for each scope and target."""
     control = copied(task.model)
-    train(control, task, task.epochs, rate=1e-3)
+    train(control, task)
     yield {"scope": "dense", "flops": 1.0, "FLOPs left": 1.0, "pruned": task.judge(task.model),
            "trained on": task.judge(control)}  # fmt: skip
     sensitivity = tfkit.layer_sensitivity(
@@ -151,7 +152,7 @@ def stages(plan: tfkit.ChannelPlan, task: Task) -> dict[str, float]:
         tfkit.recalibrate_batch_norm(network, task.x, batch_size=64)
         scores["recalibrated"] = task.judge(network)
     taught = copied(network)
-    train(network, task, task.epochs, rate=1e-3)
+    train(network, task)
     distill(taught, task)
     return scores | {"trained on": task.judge(network), "with a teacher": task.judge(taught)}
 
@@ -163,11 +164,11 @@ def copied(network: keras.Model) -> keras.Model:
     return twin
 
 
-def train(network: keras.Model, task: Task, epochs: int, rate: float) -> None:
+def train(network: keras.Model, task: Task) -> None:
     """Trains a network by Adam, whose rate falls along a cosine."""
     keras.utils.set_random_seed(0)
-    network.compile(optimizer(task, epochs, rate), task.loss, jit_compile=False)
-    network.fit(task.x, task.y, batch_size=32, epochs=epochs, verbose=0)
+    network.compile(optimizer(task), task.loss, jit_compile=False)
+    network.fit(task.x, task.y, batch_size=32, epochs=task.epochs, verbose=0)
 
 
 def distill(network: keras.Model, task: Task) -> None:
@@ -175,14 +176,14 @@ def distill(network: keras.Model, task: Task) -> None:
     keras.utils.set_random_seed(0)
     teacher = copied(task.model)
     distiller = keras.distillation.Distiller(teacher, network, task.teach, student_loss_weight=0.5)
-    distiller.compile(optimizer(task, task.epochs, 1e-3), task.loss, jit_compile=False)
+    distiller.compile(optimizer(task), task.loss, jit_compile=False)
     distiller.fit(task.x, task.y, batch_size=32, epochs=task.epochs, verbose=0)
 
 
-def optimizer(task: Task, epochs: int, rate: float) -> keras.optimizers.Optimizer:
-    """Returns Adam for some epochs."""
-    updates = epochs * -(-len(task.x) // 32)
-    return keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(rate, updates))
+def optimizer(task: Task) -> keras.optimizers.Optimizer:
+    """Returns Adam for the task's epochs."""
+    updates = task.epochs * -(-len(task.x) // 32)
+    return keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(RATE, updates))
 
 
 # --- digits --------------------------------------------------------------------------------------
@@ -202,9 +203,9 @@ def digits(config: Config, seed: int) -> Task:
         teach=keras.distillation.LogitsDistillation(temperature=3.0),
         judge=lambda model: 100 * float(np.mean(np.argmax(model(judged), axis=-1) == answers)),
         examine=lambda model: -float(loss(labels[:JUDGED_BY], model(images[:JUDGED_BY]))),
-        epochs=max(config.digit_epochs // 2, 1),
+        epochs=config.digit_epochs,
     )
-    train(task.model, task, config.digit_epochs, rate=3e-3)
+    train(task.model, task)
     return task
 
 
@@ -247,9 +248,9 @@ def denoiser(config: Config, seed: int) -> Task:
         teach=keras.distillation.FeatureDistillation(loss="mse"),
         judge=judge,
         examine=lambda model: measure.psnr(cuts.train[:JUDGED_BY], np.clip(model(noisy[:JUDGED_BY]), 0, 1)),
-        epochs=max(config.photograph_epochs // 2, 1),
+        epochs=config.photograph_epochs,
     )
-    train(task.model, task, config.photograph_epochs, rate=3e-3)
+    train(task.model, task)
     return task
 
 
