@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 import keras
@@ -77,7 +78,10 @@ def run(config: Config, output: pathlib.Path) -> tuple[dict[str, pd.DataFrame], 
         start = time.perf_counter()
         context = multiprocessing.get_context("spawn")  # TensorFlow keeps memory; a process gives it back
         with ProcessPoolExecutor(1, mp_context=context) as process:
-            rows.append(process.submit(try_network, name, config).result())
+            try:
+                rows.append(process.submit(try_network, name, config).result())
+            except BrokenProcessPool:
+                rows.append({"network": name, "verdict": "its process was killed, as for want of memory"})
         print(f"{name}: {rows[-1]['verdict']}, {time.perf_counter() - start:.0f} s", file=sys.stderr)
     table = pd.DataFrame(rows)
     passed = int((table.verdict == "passes").sum())
@@ -108,11 +112,13 @@ def try_network(name: str, config: Config) -> dict[str, Any]:
         x = inputs(name, network, config.seed)
         wanted = np.asarray(smaller(x))
         row["masked"] = difference(plan.mask(network)(x), wanted)
+        shape = sample_shape(network)
+        del network  # the largest need the room
         with tempfile.TemporaryDirectory() as folder:
             smaller.save(f"{folder}/smaller.keras")
             row["reloaded"] = difference(keras.models.load_model(f"{folder}/smaller.keras")(x), wanted)
             artifact = tfkit.export_tflite(
-                smaller, f"{folder}/smaller.tflite", representative_data=x, input_shape=sample_shape(network)
+                smaller, f"{folder}/smaller.tflite", representative_data=x, input_shape=shape
             )
         row["TFLite"] = artifact.parity.relative_error
         worst = max(row["masked"], row["reloaded"], row["TFLite"])

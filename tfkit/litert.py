@@ -42,36 +42,28 @@ def convert(
 ) -> bytes:
     """Returns a TFLite file with a signature for each function.
 
+    A SavedModel stands in between, for without one the converter does not freeze the variables
+    of Keras. It is a plain one: `keras.export` traces a model several times for more.
+
     Args:
-        functions: Concrete functions without variables, by the signature's name.
+        functions: Concrete functions that return a dict, by the signature's name.
         configure: Sets the converter's options.
     """
+    module = tf.Module()
+    module.held = [variable for function in functions.values() for variable in function.variables]
     with tempfile.TemporaryDirectory() as folder:
-        tf.saved_model.save(tf.Module(), folder, signatures=dict(functions))
+        tf.saved_model.save(module, folder, signatures=dict(functions))
         converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=list(functions))
         configure(converter)
         return converter.convert()
 
 
-def with_constants(
-    layer: keras.Layer, call: Callable[..., Sequence[Any]], specs: Sequence[tf.TensorSpec]
-) -> Any:
-    """Returns a function of a layer's inputs, traced with the weights of now as constants.
-
-    The converter would freeze variables to the same end, and takes several times as long.
-
-    Args:
-        layer: A built layer or model.
-        call: Calls it: ``inputs, one by one -> outputs, flat``.
-        specs: Shape, type and name of each input.
-    """
-    weights = [(each, keras.ops.convert_to_numpy(each)) for each in layer.variables]
+def trace(call: Callable[..., Sequence[Any]], specs: Sequence[tf.TensorSpec]) -> Any:
+    """Returns a call with flat inputs and outputs as a concrete function for `convert`."""
 
     @tf.function(autograph=False)
     def function(*inputs: Any) -> dict[str, Any]:
-        constants = [(variable, tf.constant(values)) for variable, values in weights]
-        with keras.StatelessScope(state_mapping=constants):
-            return {f"output_{i}": each for i, each in enumerate(call(*inputs))}
+        return {f"output_{i}": each for i, each in enumerate(call(*inputs))}
 
     return function.get_concrete_function(*specs)
 
@@ -118,6 +110,4 @@ def _function(layer: keras.Layer, shapes: Shapes) -> Any:
         packed = keras.tree.pack_sequence_as(graph.input_structure(layer), list(inputs))
         return keras.tree.flatten(layer(packed, training=False))
 
-    return with_constants(
-        layer, call, [tf.TensorSpec(shape, kind) for shape, kind in zip(shapes, kinds, strict=True)]
-    )
+    return trace(call, [tf.TensorSpec(shape, kind) for shape, kind in zip(shapes, kinds, strict=True)])

@@ -15,7 +15,7 @@ from tfkit.export.artifact import Artifact, output_path, staged
 from tfkit.export.parity import PROOF_SAMPLES, TOLERANCE, compare, require_parity
 from tfkit.export.runtime import load_runner
 from tfkit.export.signature import input_specs, random_samples, samples, serving_function
-from tfkit.litert import convert, with_constants
+from tfkit.litert import convert, trace
 
 PRECISIONS = ("float32", "float16", "int8")
 
@@ -145,7 +145,7 @@ def _convert(
             converter.representative_dataset = representative
             converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
 
-    serve = with_constants(model, serving_function(model), specs)
+    serve = trace(serving_function(model), specs)
     try:
         return convert({"serve": serve}, configure)
     except Exception as error:  # the converter's own classes are not public
