@@ -141,9 +141,7 @@ def _activations(wiring: Wiring, batches: list[tuple[Any, Any]]) -> Parts:
 
     totals: list[np.ndarray] | None = None
     for x, _ in batches:
-        numbers = [
-            np.asarray(each, "float64") for each in sums(*keras.tree.flatten(inputs_of(flow.model, x)))
-        ]
+        numbers = [np.asarray(each, "float64") for each in sums(inputs_of(flow.model, x))]
         totals = numbers if totals is None else [a + b for a, b in zip(totals, numbers, strict=True)]
     for (_, labels), total in zip(readings.items(), totals or [], strict=True):
         for group, places, units in _members(wiring, labels):
