@@ -16,7 +16,7 @@ from tfkit.prune.groups import Count, Product, Wiring
 from tfkit.prune.latency import plan_latency
 from tfkit.prune.plan import ChannelPlan, PlannedGroup, architecture
 from tfkit.prune.price import SCOPES, price_of
-from tfkit.prune.pruning import Pruning
+from tfkit.prune.pruning import MagnitudeMask
 from tfkit.prune.score import CRITERIA, NEED_DATA, Scores, score_units
 from tfkit.prune.target import Target, read_target, require_possible
 
@@ -304,7 +304,7 @@ def _require_dense(model: keras.Model) -> None:
         f"{node.path}/{variable.name}"
         for node in graph.descend(graph.walk(model))
         for variable in graph.own_variables(node.layer)
-        if isinstance(variable.constraint, Pruning)
+        if isinstance(variable.constraint, MagnitudeMask)
     ]
     if pruned:
         raise PruningError(
