@@ -157,7 +157,7 @@ def prune_channels_gradually(
             if not keep_optimizer:
                 smaller.compile(**compile_settings(before))
             if calibration is not None:
-                recalibrate_batch_norm(smaller, calibration)
+                recalibrate_batch_norm(smaller, calibration, batch_size=batch_size)
             pruned = smaller.evaluate(**judge, verbose=0, return_dict=True)
             _train(smaller, teacher, losses, distillation_weight, x, y, fit)
             trained = smaller.evaluate(**judge, verbose=0, return_dict=True)
