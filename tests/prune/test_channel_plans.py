@@ -243,12 +243,6 @@ def test_open_sizes_are_refused_where_it_is():
         plan_of(net(size=None), flops=0.5)
 
 
-@pytest.mark.parametrize("shape", [(8, 8, 4), (8, 8), (8, 8, 3, 1)], ids=str)
-def test_an_input_shape_that_contradicts_the_model_is_refused(shape):
-    with pytest.raises(tfkit.ArgumentError, match=r"agrees with it\. Received: input_shape=\(8, 8.*inp"):
-        plan_of(net(size=None), flops=0.5, input_shape=shape)
-
-
 # --- a file ----------------------------------------------------------------------------------------
 
 
@@ -326,6 +320,18 @@ def rewired():
     return keras.Model(inputs, layers.Dense(2, name="head")(x))
 
 
+def normalised(groups):
+    stack = [layers.Conv2D(8, 3, name="a"), layers.GroupNormalization(groups), layers.Flatten()]
+    return keras.Sequential([keras.Input((4, 4, 3)), *stack, layers.Dense(2)])
+
+
+def twice(shared):
+    """Two layers alike, or one that is called twice."""
+    inputs = keras.Input((8,))
+    one, other = layers.Dense(8), layers.Dense(8)
+    return keras.Model(inputs, layers.Dense(2)((one if shared else other)(one(inputs))))
+
+
 FITS = r"A plan fits the model it was made for, and others.*Received: model='.*'"
 AGAIN = r"Make a plan for this model with tfkit\.plan_channel_pruning"
 
@@ -336,9 +342,11 @@ AGAIN = r"Make a plan for this model with tfkit\.plan_channel_pruning"
     [
         (net, lambda: net(a=20), r"where layer 0 is 'Conv2D.*20\).* and the plan has 'Conv2D.*16\)"),
         (residual, rewired, r"where layer 2 is 'Add\(.*from 1, 1' and the plan has .*from 0, 1'"),
+        (lambda: normalised(2), lambda: normalised(4), r"layer 1 is 'GroupNorm.*groups=4.*groups=2"),
+        (lambda: twice(False), lambda: twice(True), r"layer 1 is 'Dense.*from 0, the layer of 0' and"),
         (net, models.dense_net, r"where layer 0 is 'Dense.* and the plan has 'Conv2D"),
     ],
-    ids=["widths", "wiring", "classes"],
+    ids=["widths", "wiring", "groups", "shared", "classes"],
 )
 def test_another_model_is_refused(build, other, message, carry_out):
     plan = plan_of(build(), ratio=0.4)

@@ -89,6 +89,13 @@ def test_arguments(options, error, message):
         PLAN(models.dense_net(), ratio=0.5, **options)
 
 
+@pytest.mark.parametrize("shape", [(8, 8, 4), (8, 8), (8, 8, 3, 1)], ids=str)
+def test_an_input_shape_that_contradicts_the_model(shape):
+    model = keras.Sequential([keras.Input((None, None, 3)), layers.Conv2D(8, 3), layers.Conv2D(2, 3)])
+    with pytest.raises(tfkit.ArgumentError, match=r"agrees with it\. Received: input_shape=\(8, 8.*inputs"):
+        PLAN(model, flops=0.5, input_shape=shape)
+
+
 def test_a_table_of_other_groups():
     table = pd.DataFrame([("d9", 0.5, -0.1)], columns=["path", "sparsity", "change"])
     with pytest.raises(tfkit.ArgumentError, match=r"every group.*Received: a table without d1, d2\. Measure"):
