@@ -92,6 +92,24 @@ def test_each_plan_begins_where_the_one_before_ended():
     assert done.plans[-1].after["parameters"] == done.model.count_params()
 
 
+@pytest.mark.parametrize("target", [{"parameters": 0.6}, {"flops": 0.6}, {"ratio": 0.5}], ids=str)
+def test_steps_that_are_reached_already_only_train(target):
+    """Of 16 units 8 or 16 may stay, so the first of five steps takes all that should go."""
+    calls = Calls()
+    done = run(net((16,)), steps=5, multiple_of=8, callbacks=[calls], **target)
+    assert [plan.groups[0].channels_after for plan in done.plans] == [8]
+    assert done.table.step.tolist() == [1, 2, 3, 4, 5]
+    assert set(done.table.parameters) == {9 * 8 + 2}
+    assert calls.begins == 5
+    assert done.table.pruned_loss.tolist()[1:] == pytest.approx(done.table.loss.tolist()[:-1], rel=1e-4)
+
+
+def test_a_ratio_is_counted_from_the_whole_model_where_widths_are_coarse():
+    """Widths of 32, 24, 16 and 8: after 32·0.5^(i/4), which is 26.9, 22.6, 19.0 and 16."""
+    done = run(net((32,)), steps=4, multiple_of=8, ratio=0.5)
+    assert [plan.groups[0].channels_after for plan in done.plans] == [24, 16]
+
+
 def test_options_reach_the_plan():
     done = run(net((16, 16)), steps=1, ratio=0.25, layers="d1", multiple_of=4, criterion="l1")
     assert [done.model.layers[0].units, done.model.layers[1].units] == [12, 16]
@@ -250,11 +268,12 @@ def test_metrics_are_those_of_the_model_and_stay_compiled(distillation):
     assert found["mae"] == pytest.approx(np.abs(np.asarray(done.model(X)) - Y).mean(), rel=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["pair", "weighted", "dataset"])
+@pytest.mark.parametrize("kind", ["pair", "list", "weighted", "dataset"])
 def test_validation_data_are_what_the_table_is_of(kind):
     weights = np.linspace(0, 2, 8)
     data = {
         "pair": (V, W),
+        "list": [V, W],
         "weighted": (V, W, weights),
         "dataset": tf.data.Dataset.from_tensor_slices((V, W)).batch(4),
     }[kind]
