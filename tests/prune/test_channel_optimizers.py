@@ -164,6 +164,23 @@ def test_weight_decay_goes_on():
         np.testing.assert_allclose(new, old * (1 - 0.1 * 0.5 * (old.ndim == 2)), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("how", ["names", "variables"])
+def test_what_decay_spares_is_spared_on(how):
+    model = models.dense_net((8,))
+    optimizer = optimizers.SGD(0.1, weight_decay=0.5)
+    kernel = model.get_layer("d1").kernel
+    options = {"var_names": ["bias"]} if how == "names" else {"var_list": [kernel]}
+    optimizer.exclude_from_weight_decay(**options)
+    model.compile(optimizer, "mse", jit_compile=False)
+    model.fit(X, Y, 8, 2, verbose=0)
+    smaller = smaller_of(model)[0]
+    before = smaller.get_weights()
+    smaller.fit(X, np.asarray(smaller(X)), 16, verbose=0)
+    spared = [False, True, False, True] if how == "names" else [True, False, False, False]
+    for old, new, kept in zip(before, smaller.get_weights(), spared, strict=True):
+        np.testing.assert_allclose(new, old * (1 - 0.1 * 0.5 * (not kept)), rtol=1e-4, atol=1e-6)
+
+
 def test_multipliers_go_on():
     """d1 learns at a tenth of the rate, the head at the whole; against the gradient."""
     model = models.dense_net((8,))
