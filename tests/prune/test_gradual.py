@@ -199,59 +199,6 @@ def test_the_model_is_as_it_was(distillation):
     assert [layer.trainable for layer in done.model.layers] == [True, False, True]
 
 
-# --- distillation ----------------------------------------------------------------------------------
-
-
-def taught():
-    """A model that has learned Y; not eager, for it trains longer."""
-    model = net(optimizer=keras.optimizers.Adam(0.02), run_eagerly=False, jit_compile=False)
-    model.fit(OFTEN, many(Y), 32, verbose=0)
-    return model
-
-
-def many(y):
-    """150 times the same batch, which costs less than 150 epochs."""
-    return np.tile(y, (150, 1))
-
-
-OFTEN = many(X)
-
-
-def test_the_teacher_is_what_is_learned_when_the_targets_are_noise():
-    """With all weight on distillation, targets that say nothing do no harm."""
-    model, noise = taught(), RNG.permutation(Y)
-    options = {"distillation": FEATURES(loss="mse"), "distillation_weight": 1.0, "batch_size": 32}
-    done = run(model, OFTEN, many(noise), ratio=0.8, steps=1, **options)
-    assert mse(done.model(X), model(X)) < 0.02 < 0.2 < mse(done.model(X), noise)
-
-
-def test_without_distillation_the_targets_are_learned():
-    model = taught()
-    done = run(model, OFTEN, many(-Y), steps=1, batch_size=32)
-    assert mse(done.model(X), -Y) < 0.1 < 0.5 < mse(done.model(X), model(X))
-
-
-def test_half_and_half_ends_between():
-    """½(s + 1)² + ½(s − 1)² is least at 0, for a teacher of 1 and targets of −1."""
-    model = net((16,), keras.optimizers.SGD(0.1), run_eagerly=False, jit_compile=False)
-    model.get_layer("head").kernel.assign(np.zeros((16, 2)))
-    model.get_layer("head").bias.assign([1.0, 1.0])
-    done = run(model, OFTEN, many(-np.ones_like(Y)), distillation=FEATURES(loss="mse"), steps=1)
-    assert mse(done.model(X), 0 * Y) < 0.01
-
-
-def test_several_losses_of_distillation():
-    losses = [FEATURES(loss="mse"), keras.distillation.LogitsDistillation(temperature=2.0)]
-    assert len(run(distillation=losses, steps=1).table) == 1
-
-
-def test_under_distillation_callbacks_see_the_student():
-    calls = Calls()
-    done = run(distillation=FEATURES(loss="mse"), callbacks=[calls])
-    assert calls.begins == 2
-    assert calls.seen[-1].student is done.model
-
-
 # --- the table -------------------------------------------------------------------------------------
 
 

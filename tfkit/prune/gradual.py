@@ -238,12 +238,43 @@ def _train(
     if teacher is None:
         student.fit(x, y, **fit)
         return
-    distiller = keras.distillation.Distiller(
-        teacher, student, losses, [1.0] * len(losses), student_loss_weight=1 - weight
-    )
+    distiller = Distiller(teacher, student, losses, [1.0] * len(losses), student_loss_weight=1 - weight)
     settings = compile_settings(student)
-    distiller.compile(student.optimizer, settings["loss"], settings["metrics"])
+    metrics = settings["metrics"]
+    distiller.compile(
+        student.optimizer,
+        settings["loss"],
+        metrics if isinstance(metrics, list | tuple) else None,  # Keras takes no dict here
+        jit_compile=settings["jit_compile"],
+        run_eagerly=settings["run_eagerly"],
+    )
     distiller.fit(x, y, **fit)
+
+
+class Distiller(keras.distillation.Distiller):
+    """Keras's Distiller, whose student keeps all of its own loss.
+
+    Keras computes the student's loss from its loss functions alone: without sample weights,
+    without loss weights, and without penalties on weights.
+    """
+
+    def compute_loss(
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> Any:
+        """Returns the loss of the student and of distillation, each by its share."""
+        share = self.student_loss_weight
+        own = self.student.compute_loss(x, y, y_pred, sample_weight, training) if share else 0.0
+        others = super().compute_loss(x, None, y_pred, None, training)
+        total = share * own + others
+        # Keras has counted a student's loss of 0; a second entry puts both means right
+        self.student_loss_tracker.update_state(2.0 * own)
+        self.total_loss_tracker.update_state(2.0 * total - others)
+        return total
 
 
 def _as_arguments(validation_data: Any) -> dict[str, Any]:
