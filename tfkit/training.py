@@ -270,6 +270,10 @@ def compile_settings(model: keras.Model) -> dict[str, Any]:
         settings[name] = keras.tree.map_structure(renewed, settings[name])
     optimizer = model.optimizer
     settings["optimizer"] = type(optimizer).from_config(optimizer.get_config())
+    for old, new in zip(_parts(optimizer), _parts(settings["optimizer"])):
+        pattern = getattr(old, "_exclude_from_weight_decay_pattern", None)
+        if pattern is not None:  # names that decay spares are no part of a configuration
+            new.exclude_from_weight_decay(var_names=[pattern.pattern])
     return settings
 
 
@@ -296,6 +300,12 @@ def carry_state(
             twin = getattr(after, name, None)
             if isinstance(value, keras.Variable) and isinstance(twin, keras.Variable):
                 twin.assign(value)
+        spared = getattr(before, "_exclude_from_weight_decay", None) or ()
+        for variable in before._trainable_variables:
+            if before._var_key(variable) in spared and id(variable) in pairs:
+                after._exclude_from_weight_decay = getattr(after, "_exclude_from_weight_decay", set()) | {
+                    after._var_key(pairs[id(variable)])
+                }
         places = {id(variable): place for place, variable in enumerate(after._trainable_variables)}
         slots = _slots(after, len(places))
         for name, states in _slots(before, len(before._trainable_variables)).items():

@@ -117,6 +117,117 @@ def test_real_evaluation():
     assert (table[table.sparsity == 0.9].score.values > table[table.sparsity == 0.5].score.values).all()
 
 
+# --- groups of channels ------------------------------------------------------------------------------
+
+
+def channels(model, evaluate=total, **options):
+    options = {"sparsities": [0.25, 0.5]} | options
+    return tfkit.layer_sensitivity(model, evaluate, kind="channels", **options)
+
+
+def test_what_makes_and_what_reads_the_channels_of_least_norm_becomes_zero():
+    """The score is the sum of all kernels: a column of one and a row of the next go from it."""
+    model = models.dense_net()
+    table = channels(model)
+    assert table.path.tolist() == ["d1", "d1", "d2", "d2"]
+    kernels = [np.asarray(layer.kernel) for layer in model.layers]
+    expected = []
+    for made, read in ((kernels[0], kernels[1]), (kernels[1], kernels[2])):
+        order = np.argsort(np.linalg.norm(made, axis=0))
+        for sparsity in (0.25, 0.5):
+            gone = order[: round(sparsity * len(order))]
+            expected.append(-np.abs(made[:, gone]).sum() - np.abs(read[gone]).sum())
+    assert table.change.tolist() == pytest.approx(expected, rel=1e-4)
+    assert table.attrs["baseline"] == pytest.approx(total(model))
+
+
+def test_parameters_are_what_a_group_lies_in():
+    """d1: 6·8 + 8 + 8·4; d2: 8·4 + 4 + 4·2."""
+    assert channels(models.dense_net(), sparsities=[0.5]).parameters.tolist() == [88, 44]
+
+
+def test_the_model_computes_what_the_plan_that_removes_them_does():
+    model = models.conv_net()
+    x = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype("float32")
+    found = []
+    channels(model, lambda model: found.append(np.asarray(model(x))) or 0.0, sparsities=[0.5], layers="conv1")
+    plan = tfkit.plan_channel_pruning(model, ratio=0.5, layers="conv1", multiple_of=1)
+    np.testing.assert_allclose(found[1], plan.apply(model)(x), rtol=1e-4, atol=1e-5)
+
+
+def test_at_least_one_channel_stays():
+    model = models.dense_net()
+    seen = []
+    channels(model, lambda model: seen.append(np.asarray(model.layers[1].kernel)) or 0.0,
+             sparsities=[0.99], layers="d2")  # fmt: skip
+    assert (np.abs(seen[1]).sum(0) > 0).sum() == 1
+
+
+def test_a_sparsity_of_0_takes_no_channel():
+    assert channels(models.conv_net(), lambda model: 1.0, sparsities=[0.0]).change.tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_channels_are_put_back_when_evaluation_fails(error):
+    model, calls = models.conv_net(), []
+    before = model.get_weights()
+
+    def fail(model):
+        calls.append(True)
+        if len(calls) == 3:
+            raise error
+        return 0.0
+
+    with pytest.raises(error):
+        channels(model, fail)
+    assert all(map(np.array_equal, model.get_weights(), before))
+
+
+def test_channels_are_put_back_bit_for_bit():
+    model = models.conv_net()
+    before = model.get_weights()
+    channels(model, lambda model: 1.0, criterion="l1")
+    assert all(map(np.array_equal, model.get_weights(), before))
+
+
+def test_the_criterion_says_which_channels():
+    """Two of four go: by the norm the first two, by the scale the last two."""
+    model = models.conv_net()
+    model.get_layer("conv1").kernel.assign(np.ones((3, 3, 3, 4)) * [1.0, 2.0, 3.0, 4.0])
+    model.get_layer("bn1").gamma.assign([4.0, 3.0, 2.0, 1.0])
+    for criterion, left in (("l2", [0, 0, 1, 1]), ("bn_scale", [1, 1, 0, 0])):
+        seen = []
+        channels(model, lambda model: seen.append(np.asarray(model.layers[0].kernel)) or 0.0,  # noqa: B023
+                 sparsities=[0.5], layers="conv1", criterion=criterion)  # fmt: skip
+        assert (np.abs(seen[1]).sum((0, 1, 2)) > 0).tolist() == [bool(each) for each in left]
+
+
+def test_only_the_groups_of_named_layers_are_tried():
+    assert channels(models.dense_net(), sparsities=[0.5], layers=["d*", "!d1"]).path.tolist() == ["d2"]
+
+
+def test_a_table_of_channels_can_be_drawn(tmp_path):
+    channels(models.dense_net(), plot=tmp_path / "s.png")
+    assert Image.open(tmp_path / "s.png").size[0] > 300
+
+
+def test_channels_of_a_subclassed_model_are_refused():
+    with pytest.raises(tfkit.PruningError, match=r"functional or Sequential.*Received: model='subclassed'"):
+        channels(models.subclassed_net(), lambda model: 1.0)
+
+
+def test_layers_that_reach_no_group_are_refused():
+    message = r"free to lose some\. Received: layers='head' in the model 'seq.*plan_channel_pruning gives"
+    with pytest.raises(tfkit.PruningError, match=message):
+        channels(models.dense_net(), layers="head")
+
+
+@pytest.mark.parametrize("criterion", ["taylor", "random", 3])
+def test_a_criterion_that_is_not_of_weights_is_refused(criterion):
+    with pytest.raises(tfkit.ArgumentError, match=r"`criterion` must be one of l1, l2, fpgm, bn_scale\. Rec"):
+        channels(models.dense_net(), criterion=criterion)
+
+
 # --- the picture -----------------------------------------------------------------------------------
 
 

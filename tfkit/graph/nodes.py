@@ -84,9 +84,12 @@ def descend(nodes: Iterable[Node]) -> Iterator[Node]:
 
 
 def input_structure(model: keras.Model) -> Any:
-    """Returns a model's inputs in the structure in which it is called: one, a list, a dict."""
+    """Returns a model's inputs in the structure in which it is called: one, a list, a dict.
+
+    None for a model that computes in Python and declares none.
+    """
     functional = getattr(model, "_functional", None) or model  # a Sequential wraps one
-    return getattr(functional, "_inputs_struct", model.inputs)
+    return getattr(functional, "_inputs_struct", getattr(model, "inputs", None))
 
 
 def own_variables(layer: keras.Layer) -> list[keras.Variable]:

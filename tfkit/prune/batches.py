@@ -23,7 +23,7 @@ def read_batches(model: keras.Model, data: Any, batch_size: int, name: str = "da
 
     Raises:
         ArgumentTypeError: If it is none of these.
-        ArgumentError: If it is empty, or its shape does not fit the model's inputs.
+        ArgumentError: If it is empty, or its shape or names do not fit the model's inputs.
     """
     if isinstance(data, tf.data.Dataset | keras.utils.PyDataset):
         found = [_pair(each) for each in _finite(data, name)]
@@ -73,7 +73,7 @@ def _pair(batch: Any) -> tuple[Any, Any]:
 
 def _require_fit(model: keras.Model, x: Any, name: str) -> None:
     wanted = [tuple(each.shape[1:]) for each in keras.tree.flatten(getattr(model, "inputs", None) or [])]
-    got = [tuple(np.shape(each)[1:]) for each in keras.tree.flatten(x)]
+    got = [tuple(np.shape(each)[1:]) for each in _flat(model, x, name)]
     fits = len(got) == len(wanted) and all(
         len(a) == len(b) and all(size in (None, have) for have, size in zip(a, b))
         for a, b in zip(got, wanted)
@@ -85,10 +85,27 @@ def _require_fit(model: keras.Model, x: Any, name: str) -> None:
         )
 
 
+def _flat(model: keras.Model, x: Any, name: str) -> list[Any]:
+    """Returns a batch in the order of the model's inputs; a dict is read by their names, as Keras does."""
+    structure = graph.input_structure(model)
+    wanted = [] if structure is None else keras.tree.flatten(structure)
+    if not isinstance(x, dict) or not wanted:
+        return keras.tree.flatten(x)
+    names = sorted(structure) if isinstance(structure, dict) else [each.name for each in wanted]
+    if len(names) < len(wanted):  # dicts inside dicts
+        return keras.tree.flatten(x)
+    if not {*names} <= x.keys():
+        raise ArgumentError(
+            f"`{name}` as a dict must hold the names of the model's inputs, which are {names}. "
+            f"Received: {name} with {sorted(x)}."
+        )
+    return [x[each] for each in names]
+
+
 def inputs_of(model: keras.Model, x: Any) -> Any:
     """Returns a batch as the model is called with it."""
-    leaves = [keras.ops.convert_to_tensor(each) for each in keras.tree.flatten(x)]
     structure = graph.input_structure(model)
-    if isinstance(x, dict) or structure is None:
+    if structure is None:
         return keras.tree.map_structure(keras.ops.convert_to_tensor, x)
+    leaves = [keras.ops.convert_to_tensor(each) for each in _flat(model, x, "data")]
     return keras.tree.pack_sequence_as(structure, leaves)

@@ -30,7 +30,7 @@ class GradualPruning:
 
     Attributes:
         model: The smaller model, trained and compiled.
-        plans: The plan of each step, each for the model of the step before.
+        plans: The plan of each step that removed channels, for the model of the step before.
         table: A row a step: `step`, `flops` and `parameters` of the smaller model, and for
             each metric its value behind the removal (``pruned_…``, statistics measured anew
             where they were) and after training; on the validation data if there are any, else
@@ -77,7 +77,7 @@ def prune_channels_gradually(
     Step i of n leaves ``target^(i/n)`` of the model, so each takes the same share of what is
     left. After each the statistics of BatchNormalization are measured anew and the model is
     trained, with its own loss and metrics and, on request, towards the unpruned model's
-    outputs.
+    outputs. A step that the one before has reached already, as widths are coarse, only trains.
 
     Args:
         model: A compiled functional or Sequential model. Not changed.
@@ -151,13 +151,14 @@ def prune_channels_gradually(
     smaller, plans, rows = model, [], []
     with _progress(steps, verbose) as advance:
         for step in range(1, steps + 1):
-            aim = _aim(target, whole, step, steps)
-            plans.append(plan_channel_pruning(smaller, **{target.name: aim}, **options))
-            before, smaller = smaller, plans[-1].apply(smaller, keep_optimizer=keep_optimizer)
-            if not keep_optimizer:
-                smaller.compile(**compile_settings(before))
-            if calibration is not None:
-                recalibrate_batch_norm(smaller, calibration)
+            aim = _aim(target, whole, plans, step / steps)
+            if aim is not None:
+                plans.append(plan_channel_pruning(smaller, **{target.name: aim}, **options))
+                before, smaller = smaller, plans[-1].apply(smaller, keep_optimizer=keep_optimizer)
+                if not keep_optimizer:
+                    smaller.compile(**compile_settings(before))
+                if calibration is not None:
+                    recalibrate_batch_norm(smaller, calibration, batch_size=batch_size)
             pruned = smaller.evaluate(**judge, verbose=0, return_dict=True)
             _train(smaller, teacher, losses, distillation_weight, x, y, fit)
             trained = smaller.evaluate(**judge, verbose=0, return_dict=True)
@@ -170,13 +171,29 @@ def prune_channels_gradually(
     return GradualPruning(smaller, tuple(plans), pd.DataFrame(rows))
 
 
-def _aim(target: Target, whole: ChannelPlan, step: int, steps: int) -> float:
-    """Returns the target of a step, for the model of the step before."""
+def _aim(target: Target, whole: ChannelPlan, plans: Sequence[ChannelPlan], share: float) -> float | None:
+    """Returns the target of a step for the model as it is now; None if it has reached it.
+
+    A step ends below its aim where widths are coarse, so each is counted from the whole model.
+
+    Args:
+        target: The target of all steps.
+        whole: A plan for the whole model.
+        plans: The plans of the steps before.
+        share: Which part of the way the step is to reach, in (0, 1].
+    """
     if target.name == "ratio":
-        return 1 - (1 - target.amount) ** (1 / steps)
+        free = {group.name for group in whole.groups if group.kept is not None and group.reason is None}
+        total = sum(group.channels_before for group in whole.groups if group.name in free)
+        groups = [group for group in (plans[-1] if plans else whole).groups if group.name in free]
+        now = [group.channels_after if plans else group.channels_before for group in groups]
+        may = [count for count, group in zip(now, groups) if not plans or len(group.kept) > 1]
+        gone = sum(now) - total * (1 - target.amount) ** share
+        return gone / sum(may) if gone > 1e-9 * total else None
     before = whole.before[target.name]
     end = target.amount / before if target.amount > 1 else target.amount
-    return before * end ** (step / steps)
+    wanted = before * end**share
+    return wanted if wanted < (plans[-1].after[target.name] if plans else before) else None
 
 
 def _read_distillation(distillation: Any, weight: float) -> list[Any]:
@@ -221,17 +238,48 @@ def _train(
     if teacher is None:
         student.fit(x, y, **fit)
         return
-    distiller = keras.distillation.Distiller(
-        teacher, student, losses, [1.0] * len(losses), student_loss_weight=1 - weight
-    )
+    distiller = Distiller(teacher, student, losses, [1.0] * len(losses), student_loss_weight=1 - weight)
     settings = compile_settings(student)
-    distiller.compile(student.optimizer, settings["loss"], settings["metrics"])
+    metrics = settings["metrics"]
+    distiller.compile(
+        student.optimizer,
+        settings["loss"],
+        metrics if isinstance(metrics, list | tuple) else None,  # Keras takes no dict here
+        jit_compile=settings["jit_compile"],
+        run_eagerly=settings["run_eagerly"],
+    )
     distiller.fit(x, y, **fit)
+
+
+class Distiller(keras.distillation.Distiller):
+    """Keras's Distiller, whose student keeps all of its own loss.
+
+    Keras computes the student's loss from its loss functions alone: without sample weights,
+    without loss weights, and without penalties on weights.
+    """
+
+    def compute_loss(
+        self,
+        x: Any = None,
+        y: Any = None,
+        y_pred: Any = None,
+        sample_weight: Any = None,
+        training: bool = True,
+    ) -> Any:
+        """Returns the loss of the student and of distillation, each by its share."""
+        share = self.student_loss_weight
+        own = self.student.compute_loss(x, y, y_pred, sample_weight, training) if share else 0.0
+        others = super().compute_loss(x, None, y_pred, None, training)
+        total = share * own + others
+        # Keras has counted a student's loss of 0; a second entry puts both means right
+        self.student_loss_tracker.update_state(2.0 * own)
+        self.total_loss_tracker.update_state(2.0 * total - others)
+        return total
 
 
 def _as_arguments(validation_data: Any) -> dict[str, Any]:
     """Returns validation data as `evaluate` takes them."""
-    if isinstance(validation_data, tuple):
+    if isinstance(validation_data, tuple | list):
         return dict(zip(("x", "y", "sample_weight"), validation_data))
     return {"x": validation_data}
 

@@ -248,12 +248,17 @@ def _short(number: float) -> str:
     return f"{number:.3g}"
 
 
-SETTINGS = ("axis", "target_shape", "newshape", "dims", "activation", "data_format")
+SETTINGS = (
+    "axis", "axes", "keepdims", "target_shape", "newshape", "dims", "groups", "activation", "data_format",
+)  # fmt: skip
 
 
 def architecture(wiring: Wiring) -> tuple[str, ...]:
-    """Returns a line for each call: its class, what shapes its channels, and where its inputs are from."""
-    flow = wiring.flow
+    """Returns a line for each call: its class, what shapes its channels, and where its inputs are from.
+
+    A layer that is called again is told from another one like it.
+    """
+    flow, first = wiring.flow, {}
     names = {key: f"input {number}" for number, key in enumerate(flow.inputs)}
     lines = []
     for number, call in enumerate(flow.calls):
@@ -263,7 +268,9 @@ def architecture(wiring: Wiring) -> tuple[str, ...]:
         settings = {name: getattr(value, "__name__", value) for name, value in settings.items()}
         sources = ", ".join(names[key] for key in call.inputs)
         described = ", ".join(f"{name}={value}" for name, value in settings.items())
-        lines.append(f"{type(operation).__name__}({described}) {weights} from {sources}")
+        again = first.setdefault(id(operation), number)
+        shared = f", the layer of {again}" if again < number else ""
+        lines.append(f"{type(operation).__name__}({described}) {weights} from {sources}{shared}")
         several = len(call.outputs) > 1
         names |= {key: f"{number}.{i}" if several else f"{number}" for i, key in enumerate(call.outputs)}
     outputs = ", ".join(names[key] for key in flow.outputs)

@@ -141,9 +141,7 @@ def _activations(wiring: Wiring, batches: list[tuple[Any, Any]]) -> Parts:
 
     totals: list[np.ndarray] | None = None
     for x, _ in batches:
-        numbers = [
-            np.asarray(each, "float64") for each in sums(*keras.tree.flatten(inputs_of(flow.model, x)))
-        ]
+        numbers = [np.asarray(each, "float64") for each in sums(inputs_of(flow.model, x))]
         totals = numbers if totals is None else [a + b for a, b in zip(totals, numbers, strict=True)]
     for (_, labels), total in zip(readings.items(), totals or [], strict=True):
         for group, places, units in _members(wiring, labels):
@@ -160,14 +158,22 @@ def _ranked(wiring: Wiring) -> Iterator[tuple[int, int, np.ndarray, int]]:
 
 
 def _taylor(wiring: Wiring, batches: list[tuple[Any, Any]], loss: Callable[[Any, Any], Any] | None) -> Parts:
-    """Squared change of the loss, to first order, if all weights of a channel became zero."""
+    """Squared change of the loss, to first order, if all weights of a channel became zero.
+
+    A normalisation's statistics are no weights: a variance of zero would not silence a channel.
+    """
     model = wiring.model
     if any(y is None for _, y in batches):
         raise ArgumentError(
             "`taylor` scores channels by gradients of the loss, so it needs targets. "
             "Received: data without targets. Pass data=(x, y)."
         )
-    uses = [use for use in wiring.coupling.uses.values() if use.role != "reads" and _floating(use)]
+    learnable = {id(variable) for _, variable in graph.learnable(model)}
+    uses = [
+        use
+        for use in wiring.coupling.uses.values()
+        if use.role != "reads" and id(use.variable) in learnable and _floating(use)
+    ]
     variables = {id(use.variable): use.variable for use in uses}
     order = list(variables)
 
@@ -180,7 +186,8 @@ def _taylor(wiring: Wiring, batches: list[tuple[Any, Any]], loss: Callable[[Any,
             value = model.compute_loss(x, y, answer) if loss is None else keras.ops.mean(loss(y, answer))
         values = [variable.value for variable in variables.values()]
         gradients = tape.gradient(value, values, unconnected_gradients="zero")
-        return [keras.ops.multiply(a, b) for a, b in zip(gradients, values, strict=True)]
+        dense = [tf.convert_to_tensor(each) for each in gradients]  # an embedding's come as slices
+        return [keras.ops.multiply(a, b) for a, b in zip(dense, values, strict=True)]
 
     totals: dict[int, np.ndarray] = {}
     for x, y in batches:

@@ -11,7 +11,7 @@ from tfkit.errors import PruningError
 from tfkit.prune.coupling import Use
 from tfkit.prune.groups import Wiring
 from tfkit.prune.normalization import MaskedNormalization
-from tfkit.prune.pruning import Pruning
+from tfkit.prune.pruning import MagnitudeMask
 from tfkit.training import carry_state, compile_settings
 
 Kept = Mapping[int, Iterable[int]]
@@ -27,7 +27,7 @@ def require_dense(model: keras.Model) -> None:
         f"{node.path}/{variable.name}"
         for node in graph.descend(graph.walk(model))
         for variable in graph.own_variables(node.layer)
-        if isinstance(variable.constraint, Pruning)
+        if isinstance(variable.constraint, MagnitudeMask)
     ]
     if pruned:
         raise PruningError(
