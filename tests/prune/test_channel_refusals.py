@@ -144,7 +144,7 @@ def test_a_model_whose_channels_must_all_stay():
 def test_a_group_of_one_channel_can_lose_none():
     plan = PLAN(models.dense_net((1, 8)), ratio=0.5)
     assert plan.table.set_index("group").reason["d1"] == (
-        "no channel can go: one must stay, and all go together"
+        "no channel can go: they go together, or as many must stay"
     )
 
 

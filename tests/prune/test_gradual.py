@@ -284,3 +284,8 @@ def test_a_subclassed_model_is_refused():
     model.compile("sgd", "mse")
     with pytest.raises(tfkit.PruningError, match=r"functional or Sequential.*Received: model='subclassed'"):
         run(model, x=np.zeros((4, 8, 8, 3)), y=np.zeros((4, 2)))
+
+
+def test_groups_end_no_narrower_than_one_plan_would_leave_them():
+    done = run(net((32, 32, 32)), parameters=0.2, steps=6, multiple_of=8)
+    assert min(layer.units for layer in done.model.layers[:-1]) >= 8

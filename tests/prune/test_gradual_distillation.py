@@ -129,3 +129,22 @@ def test_under_distillation_callbacks_see_the_student():
     done = run(distillation=FEATURES(loss="mse"), callbacks=[calls])
     assert calls.begins == 2
     assert calls.seen[-1].student is done.model
+
+
+def test_a_loss_that_does_not_fit_the_outputs_is_refused_before_anything_is_trained():
+    inputs = keras.Input((6,))
+    hidden = keras.layers.Dense(32, "relu")(inputs)
+    model = keras.Model(inputs, [keras.layers.Dense(2)(hidden), keras.layers.Dense(3)(hidden)])
+    model.compile("sgd", "mse")
+    before = model.get_weights()
+    x = np.ones((8, 6))
+    with pytest.raises(tfkit.ArgumentError, match=r"fit the model's outputs\. Received: Logits.*for each"):
+        tfkit.prune_channels_gradually(
+            model,
+            x,
+            [x[:, :2], x[:, :3]],
+            parameters=0.5,
+            distillation=keras.distillation.LogitsDistillation(),
+        )
+    for one, other in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)

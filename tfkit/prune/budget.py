@@ -78,7 +78,7 @@ class Ladder:
         return self.order[total - self.levels[level - 1] : total - self.levels[level]]
 
 
-def levels(units: int, width: int, multiple_of: int, most: float) -> tuple[int, ...]:
+def levels(units: int, width: int, multiple_of: int, most: float, fewest: int = 1) -> tuple[int, ...]:
     """Returns how many units a group may keep, falling.
 
     All of them, or a number whose channels are a multiple; where a group is too narrow for a
@@ -89,16 +89,19 @@ def levels(units: int, width: int, multiple_of: int, most: float) -> tuple[int, 
         width: Channels of a unit.
         multiple_of: What the channels that stay are a multiple of.
         most: Largest fraction that may go.
+        fewest: Channels that must stay.
 
     Examples:
         >>> levels(32, 1, 8, 0.9)
         (32, 24, 16, 8)
         >>> levels(8, 1, 8, 0.9)
         (8, 4)
+        >>> levels(32, 1, 8, 0.9, fewest=20)
+        (32, 24)
         >>> levels(1, 1, 8, 0.9)
         (1,)
     """
-    least = max(1, int(np.ceil(units * (1 - most) - 1e-9)))
+    least = max(1, int(np.ceil(units * (1 - most) - 1e-9)), -(-fewest // width))
     while True:
         fewer = tuple(each for each in range(units - 1, least - 1, -1) if each * width % multiple_of == 0)
         if fewer or multiple_of == 1:

@@ -37,6 +37,7 @@ def plan_channel_pruning(
     layers: Patterns = "*",
     multiple_of: int = 8,
     max_ratio: float = 0.9,
+    min_channels: int | Mapping[str, int] = 1,
     data: Any = None,
     batch_size: int = 32,
     loss: Callable[[Any, Any], Any] | None = None,
@@ -74,6 +75,8 @@ def plan_channel_pruning(
         multiple_of: Channels that stay are a multiple of this, which kernels like. A group
             too narrow for a smaller multiple takes half of it, and so on.
         max_ratio: Largest fraction of a group that may go, in (0, 1).
+        min_channels: Fewest channels that stay in a group; a mapping gives them by the group's
+            name, and 1 where it has none.
         data: For ``"activation"`` and ``"taylor"``: an array, a pair (x, y) or a
             tf.data.Dataset.
         batch_size: Samples a batch, for arrays.
@@ -130,7 +133,12 @@ def plan_channel_pruning(
         _require_sizes(sized)
     obstacles = wiring.not_chosen(layers)
     scores = score_units(wiring, criterion, data=data, batch_size=batch_size, loss=loss, seed=seed)
-    ladders = _ladders(wiring, scores, obstacles, multiple_of, max_ratio, criterion)
+    fewest = _fewest(wiring, min_channels)
+    steps = [
+        levels(len(group.units), group.width, multiple_of, max_ratio, least_channels)
+        for group, least_channels in zip(wiring.groups, fewest, strict=True)
+    ]
+    ladders = _ladders(wiring, scores, obstacles, steps, criterion)
 
     def costs(units: Sequence[int]) -> dict[str, float]:
         counts = {"flops": 2 * _total(sized.works, units), "parameters": _total(wiring.parameters, units)}
@@ -234,12 +242,30 @@ def _products(target: Target, wiring: Wiring, obstacles: Mapping[int, str]) -> l
     return [Product(wiring.groups[each[0]].name, 1.0, (Count(0, (each,)),)) for each in free]
 
 
+def _fewest(wiring: Wiring, min_channels: int | Mapping[str, int]) -> list[int]:
+    """Returns the fewest channels of each group.
+
+    Raises:
+        ArgumentError: If a number is below 1, or a name is that of no group.
+    """
+    if not isinstance(min_channels, Mapping):
+        return [require_count("min_channels", min_channels)] * len(wiring.groups)
+    names = [group.name for group in wiring.groups]
+    unknown = [name for name in min_channels if name not in names]
+    if unknown:
+        raise ArgumentError(
+            "`min_channels` must hold names of groups. "
+            f"Received: min_channels with {unknown[0]!r}; the groups are {', '.join(names[:8])}"
+            f"{' and more' if names[8:] else ''}."
+        )
+    return [require_count(f"min_channels[{name!r}]", min_channels.get(name, 1)) for name in names]
+
+
 def _ladders(
     wiring: Wiring,
     scores: Scores,
     obstacles: dict[int, str],
-    multiple_of: int,
-    max_ratio: float,
+    levels_of: Sequence[tuple[int, ...]],
     criterion: str,
 ) -> list[Ladder]:
     """Returns what each group may keep; writes into `obstacles` why one may lose nothing.
@@ -248,13 +274,12 @@ def _ladders(
         PruningError: If none may.
     """
     ladders = []
-    for number, (group, score) in enumerate(zip(wiring.groups, scores, strict=True)):
-        count = len(group.units)
-        steps = levels(count, group.width, multiple_of, max_ratio)
+    for number, (score, steps) in enumerate(zip(scores, levels_of, strict=True)):
+        count = steps[0]
         if score is None:
             obstacles.setdefault(number, f"no layer in it has what {criterion} looks at")
         elif len(steps) == 1:
-            obstacles.setdefault(number, "no channel can go: one must stay, and all go together")
+            obstacles.setdefault(number, "no channel can go: they go together, or as many must stay")
         order = np.arange(count) if score is None else np.argsort(score, kind="stable")
         ladders.append(Ladder((count,) if number in obstacles else steps, order))
     if len(obstacles) == len(wiring.groups):

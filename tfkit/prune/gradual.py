@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -10,6 +10,8 @@ import keras
 from tfkit import graph
 from tfkit.errors import ArgumentError, ArgumentTypeError
 from tfkit.prune.arguments import require_count
+from tfkit.prune.batches import inputs_of, read_batches
+from tfkit.prune.budget import levels
 from tfkit.prune.channels import plan_channel_pruning
 from tfkit.prune.groups import Wiring
 from tfkit.prune.plan import ChannelPlan
@@ -137,9 +139,13 @@ def prune_channels_gradually(
     if options.get("criterion") in ("activation", "taylor"):
         options.setdefault("data", _some(model, arrays, batch_size))
     whole = plan_channel_pruning(model, **{target.name: target.amount}, **options)  # refuses early
+    options["min_channels"] = _fewest(whole, options)
     has_norm = any(isinstance(each, keras.layers.BatchNormalization) for each in graph.sublayers(model))
     calibration = _some(model, arrays, batch_size) if recalibrate and has_norm else None
     teacher = shrink(Wiring(model), {})[0] if losses else None  # a copy: Keras freezes its teacher
+    if teacher is not None:
+        first, *_ = read_batches(model, _some(model, arrays, batch_size), batch_size)
+        _require_distillable(teacher, losses, first[0])
     fit = {
         "batch_size": None if y is None else batch_size,
         "epochs": epochs,
@@ -169,6 +175,23 @@ def prune_channels_gradually(
     import pandas as pd
 
     return GradualPruning(smaller, tuple(plans), pd.DataFrame(rows))
+
+
+def _fewest(whole: ChannelPlan, options: Mapping[str, Any]) -> dict[str, int]:
+    """Returns the fewest channels of each group, counted from the whole model.
+
+    A group of a later step is narrower, and its own multiples and fractions would be, too.
+    """
+    multiple_of, most = options.get("multiple_of", 8), options.get("max_ratio", 0.9)
+    given = options.get("min_channels", 1)
+    fewest = {}
+    for group in whole.groups:
+        if group.kept is not None:
+            width = group.channels_after // len(group.kept)
+            own = given.get(group.name, 1) if isinstance(given, Mapping) else given
+            steps = levels(group.channels_before // width, width, multiple_of, most, own)
+            fewest[group.name] = steps[-1] * width
+    return fewest
 
 
 def _aim(target: Target, whole: ChannelPlan, plans: Sequence[ChannelPlan], share: float) -> float | None:
@@ -212,6 +235,22 @@ def _read_distillation(distillation: Any, weight: float) -> list[Any]:
             f"Received: distillation_weight={weight!r}."
         )
     return losses
+
+
+def _require_distillable(teacher: keras.Model, losses: list[Any], x: Any) -> None:
+    """Checks that each loss can compare the model's outputs, before anything is trained."""
+    outputs = teacher(inputs_of(teacher, x), training=False)
+    for loss in losses:
+        if getattr(loss, "teacher_layer_name", None) is not None:
+            continue
+        try:
+            loss.compute_loss(outputs, outputs)
+        except Exception as error:  # whatever a loss of one's own may raise
+            raise ArgumentError(
+                "A loss of `distillation` must fit the model's outputs. "
+                f"Received: {type(loss).__name__}, which fails on them: {str(error)[:200]} "
+                "For several outputs give it a loss for each: LogitsDistillation(loss=[…])."
+            ) from error
 
 
 def _some(model: keras.Model, data: Any, batch_size: int) -> Any:

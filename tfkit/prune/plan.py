@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FORMAT = 1
+_UNREADABLE = (ValueError, KeyError, TypeError, AttributeError)  # what a torn or other record raises
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,6 +154,14 @@ class ChannelPlan:
                 f"{len(self.architecture)}. Make a plan for this model with tfkit.plan_channel_pruning."
             )
         kept = [group.kept for group in self.groups if group.kept is not None]  # in the wiring's order
+        counts = wiring.units().tolist()
+        wrong = [each for each, count in zip(kept, counts) if not {*each} <= {*range(count)} or not each]
+        if len(kept) != len(counts) or wrong:
+            raise PruningError(
+                "A plan must say for each group which of its units stay, at least one. "
+                f"Received: a plan with {wrong[0] if wrong else f'{len(kept)} groups, not {len(counts)}'}. "
+                "Make it again with tfkit.plan_channel_pruning."
+            )
         return wiring, dict(enumerate(kept))
 
     def save(self, path: str | os.PathLike) -> pathlib.Path:
@@ -184,13 +193,12 @@ class ChannelPlan:
             ArgumentError: If there is no such file, or it is none.
         """
         try:
-            text = pathlib.Path(path).read_text()
-        except (OSError, UnicodeDecodeError) as error:
+            return cls._read(pathlib.Path(path).read_text())
+        except (OSError, *_UNREADABLE) as error:
             raise ArgumentError(
                 "A channel plan is a file that ChannelPlan.save wrote. "
-                f"Received: path={str(path)!r} ({error}). Save the plan again."
+                f"Received: path={str(path)!r} ({type(error).__name__}: {error}). Save the plan again."
             ) from error
-        return cls.from_json(text)
 
     @classmethod
     def from_json(cls, text: str) -> "ChannelPlan":
@@ -200,19 +208,23 @@ class ChannelPlan:
             ArgumentError: If it is none.
         """
         try:
-            record = json.loads(text)
-            if record.pop("tfkit_channel_plan") != FORMAT:
-                raise ValueError("it has another format")
-            groups = [
-                PlannedGroup(**{k: tuple(v) if isinstance(v, list) else v for k, v in group.items()})
-                for group in record.pop("groups")
-            ]
-            return cls(**record | {"groups": tuple(groups), "architecture": tuple(record["architecture"])})
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            return cls._read(text)
+        except _UNREADABLE as error:
             raise ArgumentError(
-                "A channel plan is what ChannelPlan.save or to_json wrote, whole. "
-                f"Received: {text[:80]!r} ({type(error).__name__}: {error}). Make the plan again."
+                "A channel plan is the text that ChannelPlan.to_json returned, whole. "
+                f"Received: {text!r:.80} ({type(error).__name__}: {error}). Make the plan again."
             ) from error
+
+    @classmethod
+    def _read(cls, text: str) -> "ChannelPlan":
+        record = json.loads(text)
+        if record.pop("tfkit_channel_plan") != FORMAT:
+            raise ValueError("it has another format")
+        groups = [
+            PlannedGroup(**{k: tuple(v) if isinstance(v, list) else v for k, v in group.items()})
+            for group in record.pop("groups")
+        ]
+        return cls(**record | {"groups": tuple(groups), "architecture": tuple(record["architecture"])})
 
     def plot(self, path: str | os.PathLike) -> pathlib.Path:
         """Draws the channels of each group before and after, and returns the path of the PNG."""
