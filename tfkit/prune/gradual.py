@@ -104,7 +104,8 @@ def prune_channels_gradually(
             weights that stay; otherwise it begins anew each time, as it is configured.
         verbose: 1 shows the steps, 2 also Keras's own progress.
         **options: More arguments of `plan_channel_pruning`: criterion, scope, layers,
-            multiple_of, data, … Data for a criterion default to the training data.
+            multiple_of, data, … Data for a criterion default to the training data. A table
+            of sensitivity is read anew for the narrower model of each step.
 
     Returns:
         A `GradualPruning`: `.model`, `.table`, `.plans`.
@@ -137,14 +138,14 @@ def prune_channels_gradually(
     arrays = (x, y) if y is not None else x
     options.setdefault("batch_size", batch_size)
     if options.get("criterion") in ("activation", "taylor"):
-        options.setdefault("data", _some(model, arrays, batch_size))
+        options.setdefault("data", _some(arrays, batch_size))
     whole = plan_channel_pruning(model, **{target.name: target.amount}, **options)  # refuses early
     options["min_channels"] = _fewest(whole, options)
     has_norm = any(isinstance(each, keras.layers.BatchNormalization) for each in graph.sublayers(model))
-    calibration = _some(model, arrays, batch_size) if recalibrate and has_norm else None
+    calibration = _some(arrays, batch_size) if recalibrate and has_norm else None
     teacher = shrink(Wiring(model), {})[0] if losses else None  # a copy: Keras freezes its teacher
     if teacher is not None:
-        first, *_ = read_batches(model, _some(model, arrays, batch_size), batch_size)
+        first, *_ = read_batches(model, _some(arrays, batch_size), batch_size)
         _require_distillable(teacher, losses, first[0])
     fit = {
         "batch_size": None if y is None else batch_size,
@@ -253,7 +254,7 @@ def _require_distillable(teacher: keras.Model, losses: list[Any], x: Any) -> Non
             ) from error
 
 
-def _some(model: keras.Model, data: Any, batch_size: int) -> Any:
+def _some(data: Any, batch_size: int) -> Any:
     """Returns a first part of data, as a dataset may be too large to be looked at whole."""
     import tensorflow as tf
 
