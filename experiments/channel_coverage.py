@@ -146,6 +146,9 @@ def randomized(name: str, seed: int) -> keras.Model:
             variable.assign(values * scale)
         elif variable.name != "count":
             variable.assign(values + generator.normal(0, 0.1, shape))
+    for layer in network.layers:
+        if isinstance(layer, keras.layers.Normalization):
+            layer.finalize_state()  # it computes with a copy of its weights
     return network
 
 

@@ -433,3 +433,16 @@ def test_open_sizes_leave_the_work_out():
     assert [*plan.before] == [*plan.after] == ["parameters"]
     assert tfkit.ChannelPlan.from_json(plan.to_json()) == plan
     assert "parameters 2.05k to" in str(plan)
+
+
+def test_an_adapted_normalization_stays_adapted():
+    x = np.random.default_rng(0).normal(5.0, 3.0, (64, 6)).astype("float32")
+    norm = layers.Normalization(name="norm")
+    norm.adapt(x)
+    stack = [norm, layers.Dense(32, name="a"), layers.Dense(2, name="b")]
+    model = keras.Sequential([keras.Input((6,)), *stack])
+    plan = tfkit.plan_channel_pruning(model, ratio=0.5)
+    wanted = (x - x.mean(0)) / x.std(0)
+    for new in (plan.apply(model), plan.mask(model)):
+        np.testing.assert_allclose(new.get_layer("norm")(x), wanted, atol=1e-4)
+    np.testing.assert_allclose(plan.apply(model)(x), plan.mask(model)(x), atol=1e-5)

@@ -56,10 +56,8 @@ def shrink(wiring: Wiring, kept: Kept) -> tuple[keras.Model, list[tuple[keras.Va
         if before != after or size.always:
             changes[id(size.operation)][size.key] = after[0] if size.scalar else tuple(after)
     model, pairs = _rebuilt(wiring, lambda operation: _copy(wiring, operation, changes[id(operation)]))
-    uses = _uses_of(wiring)
-    for old, new in pairs:
-        new.assign(cut(keras.ops.convert_to_numpy(old), uses[id(old)], wiring, alive))
-        new.trainable = old.trainable
+    _fill(wiring, pairs, lambda values, uses: cut(values, uses, wiring, alive))
+    finalize(model)
     return model, pairs
 
 
@@ -104,10 +102,8 @@ def silence(wiring: Wiring, kept: Kept) -> keras.Model:
         return twin
 
     model, pairs = _rebuilt(wiring, replace)
-    uses = _uses_of(wiring)
-    for old, new in pairs:
-        new.assign(zeroed(keras.ops.convert_to_numpy(old), uses[id(old)], wiring, alive))
-        new.trainable = old.trainable
+    _fill(wiring, pairs, lambda values, uses: zeroed(values, uses, wiring, alive))
+    finalize(model)
     return model
 
 
@@ -119,6 +115,25 @@ def zeroed(values: np.ndarray, uses: Iterable[Use], wiring: Wiring, alive: np.nd
             shape[use.axis] = -1
             values = np.where(alive[wiring.coupling.find(use.labels)].reshape(shape), values, 0)
     return values
+
+
+def _fill(
+    wiring: Wiring,
+    pairs: Iterable[tuple[keras.Variable, keras.Variable]],
+    change: Callable[[np.ndarray, list[Use]], np.ndarray],
+) -> None:
+    """Gives each new weight what becomes of the old one, and its frozen state."""
+    uses = _uses_of(wiring)
+    for old, new in pairs:
+        new.assign(change(keras.ops.convert_to_numpy(old), uses[id(old)]))
+        new.trainable = old.trainable
+
+
+def finalize(model: keras.Model) -> None:
+    """Lets adapted Normalization layers compute with their weights, of which they keep a copy."""
+    for layer in graph.sublayers(model):
+        if isinstance(layer, keras.layers.Normalization):
+            layer.finalize_state()
 
 
 def _uses_of(wiring: Wiring) -> dict[int, list[Use]]:
