@@ -56,8 +56,7 @@ def shrink(wiring: Wiring, kept: Kept) -> tuple[keras.Model, list[tuple[keras.Va
         if before != after or size.always:
             changes[id(size.operation)][size.key] = after[0] if size.scalar else tuple(after)
     model, pairs = _rebuilt(wiring, lambda operation: _copy(wiring, operation, changes[id(operation)]))
-    _fill(wiring, pairs, lambda values, uses: cut(values, uses, wiring, alive))
-    finalize(model)
+    _fill(wiring, model, pairs, lambda values, uses: cut(values, uses, wiring, alive))
     return model, pairs
 
 
@@ -102,8 +101,7 @@ def silence(wiring: Wiring, kept: Kept) -> keras.Model:
         return twin
 
     model, pairs = _rebuilt(wiring, replace)
-    _fill(wiring, pairs, lambda values, uses: zeroed(values, uses, wiring, alive))
-    finalize(model)
+    _fill(wiring, model, pairs, lambda values, uses: zeroed(values, uses, wiring, alive))
     return model
 
 
@@ -119,21 +117,18 @@ def zeroed(values: np.ndarray, uses: Iterable[Use], wiring: Wiring, alive: np.nd
 
 def _fill(
     wiring: Wiring,
+    model: keras.Model,
     pairs: Iterable[tuple[keras.Variable, keras.Variable]],
     change: Callable[[np.ndarray, list[Use]], np.ndarray],
 ) -> None:
-    """Gives each new weight what becomes of the old one, and its frozen state."""
+    """Gives each weight of a new model what becomes of the old one, and its frozen state."""
     uses = _uses_of(wiring)
     for old, new in pairs:
         new.assign(change(keras.ops.convert_to_numpy(old), uses[id(old)]))
         new.trainable = old.trainable
-
-
-def finalize(model: keras.Model) -> None:
-    """Lets adapted Normalization layers compute with their weights, of which they keep a copy."""
     for layer in graph.sublayers(model):
         if isinstance(layer, keras.layers.Normalization):
-            layer.finalize_state()
+            layer.finalize_state()  # it computes with a copy of what it was adapted to
 
 
 def _uses_of(wiring: Wiring) -> dict[int, list[Use]]:
