@@ -41,7 +41,8 @@ def test_a_network_that_is_refused_stands_in_the_table(monkeypatch):
 
 def small():
     layers = keras.layers
-    stack = [layers.Conv2D(32, 3, name="a"), layers.Conv2D(16, 3, name="b"), layers.GlobalAveragePooling2D()]
+    stack = [layers.Conv2D(32, 3, name="a"), layers.BatchNormalization(), layers.Conv2D(16, 3, name="b")]
+    stack.append(layers.GlobalAveragePooling2D())
     return keras.Sequential([keras.Input((12, 12, 3)), *stack, layers.Dense(4, name="head")])
 
 
@@ -63,6 +64,8 @@ def test_a_network_that_differs_does_not_pass(monkeypatch):
 def test_scales_of_channels_keep_their_mean_square():
     network = channel_latency.build("MobileNetV2", channel_latency.QUICK)
     plain = keras.applications.MobileNetV2(weights=None, input_shape=(96, 96, 3))
+    norm = network.get_layer("bn_Conv1")
+    assert not np.allclose(norm.moving_variance, 1)  # measured
     for layer in ("block_5_expand", "block_5_depthwise"):
         mine, theirs = (np.asarray(each.get_layer(layer).kernel) for each in (network, plain))
         assert mine.std() == pytest.approx(theirs.std(), rel=0.1)
