@@ -61,3 +61,52 @@ def test_an_adapted_normalization_stays_adapted():
     for new in (plan.apply(model), plan.mask(model)):
         np.testing.assert_allclose(new.get_layer("norm")(x), wanted, atol=1e-4)
     np.testing.assert_allclose(plan.apply(model)(x), plan.mask(model)(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [layers.TextVectorization, layers.StringLookup])
+def test_an_adapted_vocabulary_stays(kind):
+    options = {"output_sequence_length": 4} if kind is layers.TextVectorization else {}
+    words = kind(**options)
+    words.adapt(np.array([["apple"], ["pear"], ["plum"]]))
+    inputs = keras.Input((1,), dtype="string")
+    x = layers.Embedding(8, 32)(words(inputs))
+    model = keras.Model(inputs, layers.Dense(2)(layers.GlobalAveragePooling1D()(x)))
+    plan = tfkit.plan_channel_pruning(model, ratio=0.5)
+    texts = np.array([["apple"], ["plum"], ["other"]])
+    smaller, masked = plan.apply(model), plan.mask(model)
+    assert smaller.layers[1].get_vocabulary() == words.get_vocabulary()
+    np.testing.assert_allclose(smaller(texts), masked(texts), atol=1e-6)
+
+
+def test_layers_whose_work_is_not_known_are_named_by_a_warning():
+    inputs = keras.Input((6, 4))
+    x = layers.Bidirectional(layers.LSTM(8, return_sequences=True), name="both")(inputs)
+    model = keras.Model(inputs, layers.Dense(2)(layers.Conv1D(32, 3)(x)))
+    with pytest.warns(UserWarning, match=r"not known and counts as none: both\."):
+        tfkit.plan_channel_pruning(model, flops=0.5)
+
+
+def test_a_model_where_nothing_can_go_tells_what_stops_it():
+    inputs = keras.Input((6, 4))
+    x = layers.TimeDistributed(layers.Dense(8), name="each")(inputs)
+    model = keras.Model(inputs, x)
+    with pytest.raises(tfkit.PruningError, match=r"where none is \(each \(TimeDistributed\) does something"):
+        tfkit.plan_channel_pruning(model, ratio=0.5)
+
+
+def test_a_loss_may_be_named():
+    model = models.dense_net((32,))
+    x, y = np.random.default_rng(0).normal(size=(8, 6)), np.zeros((8, 2))
+    named = tfkit.plan_channel_pruning(model, ratio=0.5, criterion="taylor", data=(x, y), loss="mse")
+    given = tfkit.plan_channel_pruning(
+        model, ratio=0.5, criterion="taylor", data=(x, y), loss=keras.losses.MeanSquaredError()
+    )
+    assert named == given
+
+
+def test_a_plan_shows_itself_in_a_line(tmp_path):
+    plan = tfkit.plan_channel_pruning(models.dense_net((32,)), ratio=0.5)
+    assert repr(plan).startswith("<ChannelPlan of ")
+    assert len(repr(plan)) < 200
+    with pytest.raises(tfkit.OutputPathError, match=r"folder of `path` must exist"):
+        plan.plot(tmp_path / "none" / "plan.png")

@@ -89,6 +89,16 @@ def _resized(inside: Shape, before: Shape, after: Shape) -> Shape:
     )
 
 
+def _vocabulary(operation: keras.Operation) -> dict[str, Any]:
+    """Returns what a lookup was adapted to, which its configuration leaves out."""
+    if not isinstance(operation, keras.layers.TextVectorization | keras.layers.StringLookup):
+        return {}
+    lookup = getattr(operation, "_lookup_layer", operation)
+    if lookup.output_mode == "tf_idf":
+        raise NotImplementedError("its tf_idf weights cannot be read; keep this layer outside the model.")
+    return {"vocabulary": operation.get_vocabulary(include_special_tokens=False) or None}
+
+
 def copy_operation(operation: keras.Operation, changes: Mapping[str, Any]) -> keras.Operation:
     """Returns a new layer or operation like another, without its weights and its places.
 
@@ -104,7 +114,7 @@ def copy_operation(operation: keras.Operation, changes: Mapping[str, Any]) -> ke
         own = {"output_shape": operation._output_shape, "mask": operation.mask}
         return keras.layers.Lambda(operation.function, arguments=operation.arguments, **own, **config)
     if isinstance(operation, keras.Layer) or changes:
-        return type(operation).from_config(operation.get_config() | dict(changes))
+        return type(operation).from_config(operation.get_config() | _vocabulary(operation) | dict(changes))
     twin = copy.copy(operation)
     twin._inbound_nodes, twin._outbound_nodes = [], []
     return twin

@@ -2,6 +2,8 @@
 
 import math
 import numbers
+import os
+import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -10,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow_model_optimization.sparsity.keras import ConstantSparsity, PolynomialDecay
 
-from tfkit.errors import ArgumentError, ArgumentTypeError, PruningError
+from tfkit.errors import ArgumentError, ArgumentTypeError, OutputPathError, PruningError
 from tfkit.prune.kernels import Weight, weights_of
 from tfkit.prune.mask import POOLING_TYPES, SCOPES, Structure
 from tfkit.prune.pruning import Schedule, begin_step, end_step
@@ -271,3 +273,22 @@ def require_count(name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
         raise ArgumentError(f"`{name}` must be an integer of at least 1. Received: {name}={value!r}.")
     return int(value)
+
+
+def require_png(name: str, path: str | os.PathLike) -> None:
+    """Checks that a picture can be written at a path.
+
+    Raises:
+        ArgumentTypeError: If it is no path.
+        OutputPathError: If it names no file, or its folder does not exist.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise ArgumentTypeError(f"`{name}` must be the path of a PNG. Received: {name}={path!r}.")
+    if not str(path) or pathlib.Path(path).is_dir():
+        raise OutputPathError(
+            f"`{name}` must name a file. Received: {name}={os.fspath(path)!r}. Write 'sensitivity.png'."
+        )
+    if not pathlib.Path(path).absolute().parent.is_dir():
+        raise OutputPathError(
+            f"The folder of `{name}` must exist. Received: {name}={os.fspath(path)!r}. Make it first."
+        )

@@ -26,7 +26,7 @@ def read_batches(model: keras.Model, data: Any, batch_size: int, name: str = "da
         ArgumentError: If it is empty, or its shape or names do not fit the model's inputs.
     """
     if isinstance(data, tf.data.Dataset | keras.utils.PyDataset):
-        found = [_pair(each) for each in _finite(data, name)]
+        found = [_pair(each) for each in finite(data, name)]
     else:
         x, y = data if isinstance(data, tuple) and len(data) == 2 else (data, None)
         try:
@@ -56,7 +56,12 @@ def read_batches(model: keras.Model, data: Any, batch_size: int, name: str = "da
     return found
 
 
-def _finite(data: tf.data.Dataset | keras.utils.PyDataset, name: str) -> Iterator[Any]:
+def finite(data: tf.data.Dataset | keras.utils.PyDataset, name: str) -> Iterator[Any]:
+    """Returns the batches of a dataset that comes to an end.
+
+    Raises:
+        ArgumentError: If it does not.
+    """
     endless = isinstance(data, tf.data.Dataset) and int(data.cardinality()) == tf.data.INFINITE_CARDINALITY
     if endless or (isinstance(data, keras.utils.PyDataset) and data.num_batches is None):
         raise ArgumentError(f"`{name}` must come to an end. Received: {name}={data!r}. Write .take(10).")

@@ -2,6 +2,7 @@
 
 import math
 import numbers
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -57,7 +58,8 @@ def plan_channel_pruning(
     Args:
         model: A built functional or Sequential model. Not changed.
         flops: What may stay of the multiplications and additions: a fraction in (0, 1), or
-            their number for one sample (two for a multiply-add), above 1.
+            their number for one sample (two for a multiply-add), above 1. Layers whose work is
+            not known count as none, with a warning.
         parameters: What may stay of the weights: a fraction in (0, 1), or their number.
         ratio: Fraction of the channels that goes, in (0, 1); counted over the channels of
             all groups that may lose any.
@@ -80,7 +82,8 @@ def plan_channel_pruning(
         data: For ``"activation"`` and ``"taylor"``: an array, a pair (x, y) or a
             tf.data.Dataset.
         batch_size: Samples a batch, for arrays.
-        loss: ``(y, prediction) -> loss`` for ``"taylor"``; None takes the compiled loss.
+        loss: A Keras loss, its name, or ``(y, prediction) -> loss``, for ``"taylor"``; None
+            takes the compiled loss. Sample weights in `data` have no part in it.
         sensitivity: What `layer_sensitivity(kind="channels")` returned, for that scope; its
             score must be one that is better when higher.
         input_shape: Shape of a sample, for a model that leaves sizes open, to count its work.
@@ -121,6 +124,7 @@ def plan_channel_pruning(
     _check(criterion, scope, multiple_of, max_ratio, batch_size, data, sensitivity)
     graph.require_finite(graph.require_model(model))
     require_dense(model)
+    loss = keras.losses.get(loss) if isinstance(loss, str) else loss
     if criterion == "taylor" and loss is None and not model.compiled:
         raise ArgumentError(
             "`taylor` differentiates a loss. Received: loss=None and a model that is not compiled. "
@@ -131,6 +135,13 @@ def plan_channel_pruning(
     sized = wiring if fixed is model else Wiring(fixed)
     if target.name == "flops" or target.is_latency:
         _require_sizes(sized)
+    if target.name == "flops" and wiring.uncounted():
+        warnings.warn(
+            "The work of some layers is not known and counts as none: "
+            f"{', '.join(wiring.uncounted()[:5])}{' and more' if wiring.uncounted()[5:] else ''}. "
+            "So the fraction is that of the other layers; parameters= and latency= count all.",
+            stacklevel=2,
+        )
     obstacles = wiring.not_chosen(layers)
     scores = score_units(wiring, criterion, data=data, batch_size=batch_size, loss=loss, seed=seed)
     fewest = _fewest(wiring, min_channels)
@@ -274,6 +285,13 @@ def _ladders(
         PruningError: If none may.
     """
     ladders = []
+    broken = [g.name for g, score in zip(wiring.groups, scores, strict=True) if not _is_finite(score)]
+    if broken:
+        raise ArgumentError(
+            "Scores must be finite numbers. "
+            f"Received: criterion={criterion!r}, which gives {broken[0]} NaN or infinity. "
+            "Look for such numbers in `data`."
+        )
     for number, (score, steps) in enumerate(zip(scores, levels_of, strict=True)):
         count = steps[0]
         if score is None:
@@ -285,12 +303,17 @@ def _ladders(
     if len(obstacles) == len(wiring.groups):
         found = [f"{wiring.groups[number].name}: {reason}" for number, reason in obstacles.items()]
         found += [f"{group.name}: {group.reason}" for group in wiring.left]
+        found += [each for each in wiring.coupling.stops.values() if each not in " ".join(found)]
         raise PruningError(
             "At least one group of channels must be free to lose some. "
             f"Received: model={wiring.model.name!r}, where none is ({'; '.join(found[:5])}"
             f"{' and more' if len(found) > 5 else ''}). Change `layers`, or the operation that stops it."
         )
     return ladders
+
+
+def _is_finite(score: np.ndarray | None) -> bool:
+    return score is None or bool(np.isfinite(score).all())
 
 
 def _planned(

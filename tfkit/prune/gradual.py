@@ -6,23 +6,28 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import keras
+import tensorflow as tf
+from keras.callbacks import Callback
 
 from tfkit import graph
 from tfkit.errors import ArgumentError, ArgumentTypeError
 from tfkit.prune.arguments import require_count
-from tfkit.prune.batches import inputs_of, read_batches
+from tfkit.prune.batches import finite, read_batches
 from tfkit.prune.budget import levels
 from tfkit.prune.channels import plan_channel_pruning
+from tfkit.prune.distillation import distill, read_distillation, require_distillable
 from tfkit.prune.groups import Wiring
 from tfkit.prune.plan import ChannelPlan
 from tfkit.prune.recalibration import recalibrate_batch_norm
 from tfkit.prune.shrink import shrink
 from tfkit.prune.target import Target, read_target
+from tfkit.select import select_layers
 from tfkit.training import compile_settings
 
 if TYPE_CHECKING:
     import pandas as pd
 
+Callbacks = Callback | Sequence[Callback] | None
 CALIBRATION_BATCHES = 64  # enough for statistics, however large the data
 
 
@@ -66,7 +71,7 @@ def prune_channels_gradually(
     epochs: int = 1,
     batch_size: int = 32,
     validation_data: Any = None,
-    callbacks: Sequence[keras.callbacks.Callback] = (),
+    callbacks: Callbacks | Callable[[int], Callbacks] = (),
     recalibrate: bool = True,
     distillation: Any = None,
     distillation_weight: float = 0.5,
@@ -83,7 +88,8 @@ def prune_channels_gradually(
 
     Args:
         model: A compiled functional or Sequential model. Not changed.
-        x: Training data as `fit` takes them.
+        x: Training data: an array, a list or dict of arrays, or a dataset of pairs, or of triples
+            with sample weights: a tf.data.Dataset that comes to an end, or a PyDataset.
         y: Targets; None for datasets.
         flops: Target as in `plan_channel_pruning`; exactly one of the three.
         parameters: Target as in `plan_channel_pruning`.
@@ -91,9 +97,12 @@ def prune_channels_gradually(
         steps: Removals, at least 1.
         epochs: Epochs of training after each removal, at least 1.
         batch_size: Samples a batch, for arrays.
-        validation_data: As `fit` takes them, for the table and the callbacks.
-        callbacks: Callbacks of each training. Under distillation their model is Keras's
-            Distiller, and ``callback.model.student`` the model.
+        validation_data: A tuple ``(x, y)`` or ``(x, y, weights)``, or a dataset, for the table
+            and the callbacks.
+        callbacks: Callbacks of each training, whose model is the smaller model, under
+            distillation as well; or a function that gives those of a step, counted from 1. What
+            keeps a best score over trainings, as ModelCheckpoint does, keeps that of the widest
+            model: give it to the last step only.
         recalibrate: Whether to measure the statistics of BatchNormalization anew after each
             removal, on up to 64 batches.
         distillation: A loss of `keras.distillation`, or a list of them, between the unpruned
@@ -101,7 +110,8 @@ def prune_channels_gradually(
             ``FeatureDistillation(loss="mse")`` for outputs as they are. None for none.
         distillation_weight: Share of distillation in the loss, in (0, 1].
         keep_optimizer: Whether the optimizer keeps, over removals, what it has learned of the
-            weights that stay; otherwise it begins anew each time, as it is configured.
+            weights that stay; otherwise it begins anew each time, as it is configured. A
+            schedule of its rate goes on with the first, and begins anew with the second.
         verbose: 1 shows the steps, 2 also Keras's own progress.
         **options: More arguments of `plan_channel_pruning`: criterion, scope, layers,
             multiple_of, data, … Data for a criterion default to the training data. A table
@@ -134,8 +144,11 @@ def prune_channels_gradually(
     target = read_target(flops=flops, parameters=parameters, ratio=ratio)
     for name, value in (("steps", steps), ("epochs", epochs), ("batch_size", batch_size)):
         require_count(name, value)
-    losses = _read_distillation(distillation, distillation_weight)
+    losses = read_distillation(distillation, distillation_weight)
+    _check_data(x, y, validation_data, verbose)
     arrays = (x, y) if y is not None else x
+    if "layers" in options:  # a layer, or what tells layers, would be that of the first model only
+        options["layers"] = list(select_layers(model, options["layers"]).paths)
     options.setdefault("batch_size", batch_size)
     if options.get("criterion") in ("activation", "taylor"):
         options.setdefault("data", _some(arrays, batch_size))
@@ -146,11 +159,10 @@ def prune_channels_gradually(
     teacher = shrink(Wiring(model), {})[0] if losses else None  # a copy: Keras freezes its teacher
     if teacher is not None:
         first, *_ = read_batches(model, _some(arrays, batch_size), batch_size)
-        _require_distillable(teacher, losses, first[0])
+        require_distillable(teacher, losses, first[0])
     fit = {
         "batch_size": None if y is None else batch_size,
         "epochs": epochs,
-        "callbacks": [*callbacks],
         "validation_data": validation_data,
         "verbose": 2 if verbose > 1 else 0,
     }
@@ -167,7 +179,11 @@ def prune_channels_gradually(
                 if calibration is not None:
                     recalibrate_batch_norm(smaller, calibration, batch_size=batch_size)
             pruned = smaller.evaluate(**judge, verbose=0, return_dict=True)
-            _train(smaller, teacher, losses, distillation_weight, x, y, fit)
+            fit["callbacks"] = _callbacks_of(callbacks, step)
+            if teacher is None:
+                smaller.fit(x, y, **fit)
+            else:
+                distill(smaller, teacher, losses, distillation_weight, x, y, fit)
             trained = smaller.evaluate(**judge, verbose=0, return_dict=True)
             rows.append(
                 {"step": step} | plans[-1].after | {f"pruned_{k}": v for k, v in pruned.items()} | trained
@@ -220,101 +236,51 @@ def _aim(target: Target, whole: ChannelPlan, plans: Sequence[ChannelPlan], share
     return wanted if wanted < (plans[-1].after[target.name] if plans else before) else None
 
 
-def _read_distillation(distillation: Any, weight: float) -> list[Any]:
-    if distillation is None:
-        return []
-    losses = list(distillation) if isinstance(distillation, list | tuple) else [distillation]
-    if not losses or not all(isinstance(each, keras.distillation.DistillationLoss) for each in losses):
-        raise ArgumentTypeError(
-            "`distillation` must be a loss of keras.distillation or a list of them. "
-            f"Received: distillation={distillation!r}. "
-            "Write keras.distillation.LogitsDistillation(temperature=3.0)."
-        )
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight <= 1:
+def _callbacks_of(callbacks: Callbacks | Callable[[int], Callbacks], step: int) -> list[Any]:
+    found = callbacks(step) if callable(callbacks) and not isinstance(callbacks, Callback) else callbacks
+    return [] if found is None else [found] if isinstance(found, Callback) else list(found)
+
+
+def _check_data(x: Any, y: Any, validation_data: Any, verbose: Any) -> None:
+    """Checks what would fail inside Keras once channels have gone.
+
+    Raises:
+        ArgumentTypeError: If an argument is of the wrong kind.
+        ArgumentError: If targets are missing, or given twice, or data never end.
+    """
+    datasets = tf.data.Dataset | keras.utils.PyDataset
+    for name, data in (("x", x), ("validation_data", validation_data)):
+        if isinstance(data, datasets):
+            finite(data, name)
+    if isinstance(x, datasets) == (y is not None):
         raise ArgumentError(
-            "`distillation_weight` is the share of distillation in the loss, in (0, 1]. "
-            f"Received: distillation_weight={weight!r}."
+            "Targets must be given once: a dataset holds them, beside other data they are `y`. "
+            f"Received: x of type {type(x).__name__}, {'no y' if y is None else 'and y'}. "
+            "Pass x and y, or a tf.data.Dataset of pairs."
         )
-    return losses
-
-
-def _require_distillable(teacher: keras.Model, losses: list[Any], x: Any) -> None:
-    """Checks that each loss can compare the model's outputs, before anything is trained."""
-    outputs = teacher(inputs_of(teacher, x), training=False)
-    for loss in losses:
-        if getattr(loss, "teacher_layer_name", None) is not None:
-            continue
-        try:
-            loss.compute_loss(outputs, outputs)
-        except Exception as error:  # whatever a loss of one's own may raise
-            raise ArgumentError(
-                "A loss of `distillation` must fit the model's outputs. "
-                f"Received: {type(loss).__name__}, which fails on them: {str(error)[:200]} "
-                "For several outputs give it a loss for each: LogitsDistillation(loss=[…])."
-            ) from error
+    if y is not None and not all(hasattr(leaf, "shape") for leaf in keras.tree.flatten((x, y))):
+        raise ArgumentTypeError(
+            f"Training data must be arrays or a dataset. Received: x of type {type(x).__name__}. "
+            "Make arrays of lists with np.array, and a tf.data.Dataset of a generator."
+        )
+    pair = isinstance(validation_data, tuple | list) and len(validation_data) in (2, 3)
+    if validation_data is not None and not isinstance(validation_data, datasets) and not pair:
+        raise ArgumentTypeError(
+            "`validation_data` must be a pair (x, y), a triple with weights, or a dataset. "
+            f"Received: validation_data of type {type(validation_data).__name__}."
+        )
+    if isinstance(verbose, bool | str) or verbose not in (0, 1, 2):
+        raise ArgumentError(f"`verbose` must be 0, 1 or 2. Received: verbose={verbose!r}.")
 
 
 def _some(data: Any, batch_size: int) -> Any:
     """Returns a first part of data, as a dataset may be too large to be looked at whole."""
-    import tensorflow as tf
-
     if isinstance(data, tf.data.Dataset):
         return data.take(CALIBRATION_BATCHES)
     if isinstance(data, keras.utils.PyDataset):
         return data
     part = slice(CALIBRATION_BATCHES * batch_size)
     return keras.tree.map_structure(lambda each: None if each is None else each[part], data)
-
-
-def _train(
-    student: keras.Model,
-    teacher: keras.Model | None,
-    losses: list[Any],
-    weight: float,
-    x: Any,
-    y: Any,
-    fit: dict[str, Any],
-) -> None:
-    if teacher is None:
-        student.fit(x, y, **fit)
-        return
-    distiller = Distiller(teacher, student, losses, [1.0] * len(losses), student_loss_weight=1 - weight)
-    settings = compile_settings(student)
-    metrics = settings["metrics"]
-    distiller.compile(
-        student.optimizer,
-        settings["loss"],
-        metrics if isinstance(metrics, list | tuple) else None,  # Keras takes no dict here
-        jit_compile=settings["jit_compile"],
-        run_eagerly=settings["run_eagerly"],
-    )
-    distiller.fit(x, y, **fit)
-
-
-class Distiller(keras.distillation.Distiller):
-    """Keras's Distiller, whose student keeps all of its own loss.
-
-    Keras computes the student's loss from its loss functions alone: without sample weights,
-    without loss weights, and without penalties on weights.
-    """
-
-    def compute_loss(
-        self,
-        x: Any = None,
-        y: Any = None,
-        y_pred: Any = None,
-        sample_weight: Any = None,
-        training: bool = True,
-    ) -> Any:
-        """Returns the loss of the student and of distillation, each by its share."""
-        share = self.student_loss_weight
-        own = self.student.compute_loss(x, y, y_pred, sample_weight, training) if share else 0.0
-        others = super().compute_loss(x, None, y_pred, None, training)
-        total = share * own + others
-        # Keras has counted a student's loss of 0; a second entry puts both means right
-        self.student_loss_tracker.update_state(2.0 * own)
-        self.total_loss_tracker.update_state(2.0 * total - others)
-        return total
 
 
 def _as_arguments(validation_data: Any) -> dict[str, Any]:

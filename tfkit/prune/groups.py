@@ -214,6 +214,17 @@ class Wiring:
                 products.append(Product(node.path, float(np.prod(rest)), counts))
         return products
 
+    def uncounted(self) -> tuple[str, ...]:
+        """Returns paths of layers with kernels whose work is not known."""
+        counted = {work.path for work in self.works}
+        known = {use.path for use in self.coupling.uses.values()}
+        return tuple(
+            call.path
+            for call in self.flow.calls
+            if call.path not in counted | known
+            and any(len(each.shape) > 1 for each in getattr(call.operation, "weights", []))
+        )
+
     def units(self) -> np.ndarray:
         """Returns how many units each group has."""
         return np.array([len(group.units) for group in self.groups], int)

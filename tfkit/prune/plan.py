@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from tfkit.errors import ArgumentError, OutputPathError, PruningError
+from tfkit.prune.arguments import require_png
 from tfkit.prune.groups import Wiring
 from tfkit.prune.shrink import carry_optimizer, require_dense, shrink, silence
 
@@ -44,7 +45,7 @@ class PlannedGroup:
     reason: str | None
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class ChannelPlan:
     """Which channels of a model stay.
 
@@ -155,10 +156,14 @@ class ChannelPlan:
             )
         kept = [group.kept for group in self.groups if group.kept is not None]  # in the wiring's order
         counts = wiring.units().tolist()
-        wrong = [each for each, count in zip(kept, counts) if not {*each} <= {*range(count)} or not each]
+        wrong = [
+            f"kept={each} for {group.name}, which has {count}"
+            for each, count, group in zip(kept, counts, wiring.groups)
+            if not each or list(each) != [unit for unit in range(count) if unit in {*each}]
+        ]
         if len(kept) != len(counts) or wrong:
             raise PruningError(
-                "A plan must say for each group which of its units stay, at least one. "
+                "A plan must say for each group which of its units stay: at least one, in order, each once. "
                 f"Received: a plan with {wrong[0] if wrong else f'{len(kept)} groups, not {len(counts)}'}. "
                 "Make it again with tfkit.plan_channel_pruning."
             )
@@ -227,8 +232,14 @@ class ChannelPlan:
         return cls(**record | {"groups": tuple(groups), "architecture": tuple(record["architecture"])})
 
     def plot(self, path: str | os.PathLike) -> pathlib.Path:
-        """Draws the channels of each group before and after, and returns the path of the PNG."""
+        """Draws the channels of each group before and after, and returns the path of the PNG.
+
+        Raises:
+            OutputPathError: If the folder does not exist.
+        """
         from matplotlib.figure import Figure
+
+        require_png("path", path)
 
         shown = [group for group in self.groups if group.kept is not None]
         figure = Figure(figsize=(9, 1.6 + 0.22 * len(shown)), layout="constrained")
@@ -242,6 +253,10 @@ class ChannelPlan:
         axes.legend(loc="lower right")
         figure.savefig(path, format="png", dpi=130)
         return pathlib.Path(path)
+
+    def __repr__(self) -> str:
+        """Returns the plan in a line; `table` shows all of it."""
+        return f"<ChannelPlan of {self}>"
 
     def __str__(self) -> str:
         """Returns the plan in a line."""

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from tfkit import graph
-from tfkit.errors import PruningError
+from tfkit.errors import ArgumentError, PruningError
 from tfkit.prune.arguments import require_count
 from tfkit.prune.batches import inputs_of, read_batches
 
@@ -41,7 +41,7 @@ def recalibrate_batch_norm(
 
     Raises:
         ArgumentTypeError: If `model` is no model, or `x` no data.
-        ArgumentError: If `x` is empty or does not fit the model.
+        ArgumentError: If `x` is empty, does not fit the model or gives NaN or infinity.
         PruningError: If the model has no BatchNormalization.
 
     Examples:
@@ -77,11 +77,17 @@ def recalibrate_batch_norm(
     finally:
         for variable, values in before:
             variable.assign(values)
-    for layer in norms:
-        if id(layer) in sums:
-            count, mean, square = sums[id(layer)]
-            layer.moving_mean.assign(mean / count)
-            layer.moving_variance.assign(np.maximum(square / count - np.square(mean / count), 0))
+    seen = [layer for layer in norms if id(layer) in sums]
+    broken = [layer.name for layer in seen if not np.isfinite(sums[id(layer)][2]).all()]
+    if broken:
+        raise ArgumentError(
+            "Statistics must be finite numbers. "
+            f"Received: x that gives {broken[0]} NaN or infinity. Look for such in `x` or the weights."
+        )
+    for layer in seen:
+        count, mean, square = sums[id(layer)]
+        layer.moving_mean.assign(mean / count)
+        layer.moving_variance.assign(np.maximum(square / count - np.square(mean / count), 0))
     return model
 
 

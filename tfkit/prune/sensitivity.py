@@ -13,8 +13,8 @@ import keras
 import numpy as np
 
 from tfkit import graph
-from tfkit.errors import ArgumentError, ArgumentTypeError, OutputPathError, PruningError
-from tfkit.prune.arguments import Patterns, require_sparsity
+from tfkit.errors import ArgumentError, ArgumentTypeError, PruningError
+from tfkit.prune.arguments import Patterns, require_png, require_sparsity
 from tfkit.prune.groups import Group, Wiring
 from tfkit.prune.kernels import Weight, weights_of
 from tfkit.prune.mask import apply_mask, draw_masks
@@ -106,7 +106,7 @@ def layer_sensitivity(
             f"Received: sparsities={sparsities!r}. Write [0.5, 0.8, 0.9]."
         )
     if plot is not None:
-        _require_path("plot", plot)
+        require_png("plot", plot)
     trials = KINDS[kind](model, layers, criterion)
     baseline = _score(evaluate, model)
     rows = []
@@ -262,7 +262,7 @@ def plot_sensitivity(table: "pd.DataFrame", path: str | os.PathLike) -> pathlib.
             "`table` must be what layer_sensitivity returned, with path, sparsity, score and change. "
             f"Received: table={table!r}."
         )
-    _require_path("path", path)
+    require_png("path", path)
     paths = list(dict.fromkeys(table.path))
     grids = {name: table.pivot(index="path", columns="sparsity", values=name).loc[paths]
              for name in ("score", "change")}  # fmt: skip
@@ -283,16 +283,3 @@ def plot_sensitivity(table: "pd.DataFrame", path: str | os.PathLike) -> pathlib.
     figure.colorbar(image, ax=axes, label="change of the score")
     figure.savefig(path, format="png", dpi=130)
     return pathlib.Path(path)
-
-
-def _require_path(name: str, path: str | os.PathLike) -> None:
-    if not isinstance(path, str | os.PathLike):
-        raise ArgumentTypeError(f"`{name}` must be the path of a PNG. Received: {name}={path!r}.")
-    if not str(path) or pathlib.Path(path).is_dir():
-        raise OutputPathError(
-            f"`{name}` must name a file. Received: {name}={os.fspath(path)!r}. Write 'sensitivity.png'."
-        )
-    if not pathlib.Path(path).absolute().parent.is_dir():
-        raise OutputPathError(
-            f"The folder of `{name}` must exist. Received: {name}={os.fspath(path)!r}. Make it first."
-        )
