@@ -2,7 +2,7 @@
 
 ResNet50, MobileNetV2 and EfficientNetB0 lose channels until 75, 50 and 25% of their
 multiplications and additions stay, and run on LiteRT, one thread, as float32 and as int8. Then
-plans are made for the latency that these networks reached: at equal time, how much of the
+a plan is made for the latency that the half reached: at equal time, how much of the
 channels' scores stays? The proxy is the geometric mean, over the groups, of the share of the
 score that stays.
 
@@ -10,7 +10,7 @@ Weights are random, with scales drawn for each channel (lognormal, 0.5) as the s
 trained filters has it, and statistics are measured on photographs, so that int8 has numbers
 to work with: time does not depend on values, and nothing is claimed of accuracy.
 
-    python -m experiments.channel_latency             half an hour, two cores
+    python -m experiments.channel_latency             a quarter of an hour, two cores
     python -m experiments.channel_latency --quick     MobileNetV2 only, about two minutes
 
 All networks of one kind are timed in turns in one run; the tables give medians.
@@ -44,6 +44,8 @@ class Config:
         seed: Seeds weights and inputs.
         networks: Constructors of keras.applications.
         flops: Fractions of the multiplications and additions that stay.
+        compared: Those of them at which a plan for the time is made as well.
+        multiple_of: What channel counts are a multiple of: the width of a tile, with AVX-512.
         int8: Whether to measure int8 as well.
         runs: Timed rounds.
         side: Side of the pictures.
@@ -52,6 +54,8 @@ class Config:
     seed: int = 0
     networks: tuple[str, ...] = ("ResNet50", "MobileNetV2", "EfficientNetB0")
     flops: tuple[float, ...] = (0.75, 0.5, 0.25)
+    compared: tuple[float, ...] = (0.5,)
+    multiple_of: int = 16
     int8: bool = True
     runs: int = 50
     side: int = 224
@@ -77,8 +81,11 @@ def run(config: Config, output: pathlib.Path) -> tuple[dict[str, pd.DataFrame], 
     rows, pairs = [], []
     for name in config.networks:
         network = build(name, config)
-        plans = {f"{100 * flops:g}% of the work": tfkit.plan_channel_pruning(network, flops=flops)
-                 for flops in config.flops}  # fmt: skip
+        options = {"multiple_of": config.multiple_of}
+        plans = {
+            f"{100 * flops:g}% of the work": tfkit.plan_channel_pruning(network, flops=flops, **options)
+            for flops in config.flops
+        }
         networks = {DENSE: network} | {way: smaller(plan, network, config) for way, plan in plans.items()}
         times = measure(networks, config, output)
         for way, found in times.items():
@@ -91,7 +98,9 @@ def run(config: Config, output: pathlib.Path) -> tuple[dict[str, pd.DataFrame], 
                 | speed
             )
             print(rows[-1], file=sys.stderr)
-        for way, plan in plans.items():
+        for flops, (way, plan) in zip(config.flops, plans.items(), strict=True):
+            if flops not in config.compared:
+                continue
             pairs += compare_plans(name, network, plan, networks[way], times, way, config, output)
             print(pairs[-1], file=sys.stderr)
     tables = {"speed": pd.DataFrame(rows), "plans": pd.DataFrame(pairs)}
@@ -173,7 +182,7 @@ def compare_plans(
 ) -> list[dict[str, object]]:
     """Plans for the time that a counted plan reached, and returns a row for each of the two."""
     fraction = times[way]["float32"] / times[DENSE]["float32"]
-    measured = tfkit.plan_channel_pruning(network, latency=fraction)
+    measured = tfkit.plan_channel_pruning(network, latency=fraction, multiple_of=config.multiple_of)
     both = {DENSE: network, "FLOPs": pruned, "latency": smaller(measured, network, config)}
     again = measure(both, dataclasses.replace(config, int8=False), output)
     return [

@@ -23,12 +23,12 @@ def endless():
         (
             {"x": X.tolist()},
             tfkit.ArgumentTypeError,
-            r"must be arrays or a dataset\. Received: x of type list",
+            r"arrays or a dataset\. Received: x of type list",
         ),
         (
             {"x": iter([])},
             tfkit.ArgumentTypeError,
-            r"must be arrays or a dataset.*tf\.data\.Dataset of a gen",
+            r"arrays or a dataset.*tf\.data\.Dataset of a gen",
         ),
         ({"validation_data": X}, tfkit.ArgumentTypeError, r"must be a pair \(x, y\).*of type ndarray"),
         ({"verbose": "auto"}, tfkit.ArgumentError, r"`verbose` must be 0, 1 or 2\. Received: verbose='auto'"),
@@ -106,9 +106,7 @@ def test_nan_in_data_is_refused():
         tfkit.plan_channel_pruning(model, ratio=0.5, criterion="activation", data=X * np.nan)
     norm = keras.Sequential([keras.Input((6,)), keras.layers.BatchNormalization(name="bn")])
     before = norm.get_weights()
-    with pytest.raises(
-        tfkit.ArgumentError, match=r"Statistics must be finite.*Received: x that gives bn NaN"
-    ):
+    with pytest.raises(tfkit.ArgumentError, match=r"must be finite.*Received: x that gives bn NaN"):
         tfkit.recalibrate_batch_norm(norm, X * np.nan)
     for one, other in zip(before, norm.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
