@@ -51,7 +51,7 @@ class Config:
         runs: Repetitions, each with a seed and a network of its own.
         flops: Fractions of the multiplications and additions that stay.
         digit_epochs: Epochs on the digits, and as many again behind the pruning.
-        photograph_epochs: The same on the patches of the photographs.
+        photograph_epochs: The same on the patches of the photographs, each with other noise.
         multiple_of: What channel counts are a multiple of.
     """
 
@@ -235,7 +235,8 @@ def denoiser(config: Config, seed: int) -> Task:
     keras.utils.set_random_seed(seed)
     cuts = pictures.cut(pictures.load(), patch=PATCH, tile=TILE, stride=STRIDE)
     noisy_test = pictures.add_noise(cuts.test, NOISE, seed)
-    noisy = pictures.add_noise(cuts.train, NOISE, seed + 1)
+    clean = np.tile(cuts.train, (config.photograph_epochs, 1, 1, 1))  # each time with other noise
+    noisy = pictures.add_noise(clean, NOISE, seed + 1)
     judge = lambda model: measure.psnr(cuts.test, np.clip(model(noisy_test), 0, 1))  # noqa: E731
     task = Task(
         name="photographs",
@@ -243,12 +244,12 @@ def denoiser(config: Config, seed: int) -> Task:
             (None, None, 3), filters=(16, 32, 64), output_channels=3, residual=True
         ),
         x=noisy,
-        y=cuts.train,
+        y=clean,
         loss="mse",
         teach=keras.distillation.FeatureDistillation(loss="mse"),
         judge=judge,
-        examine=lambda model: measure.psnr(cuts.train[:JUDGED_BY], np.clip(model(noisy[:JUDGED_BY]), 0, 1)),
-        epochs=config.photograph_epochs,
+        examine=lambda model: measure.psnr(clean[:JUDGED_BY], np.clip(model(noisy[:JUDGED_BY]), 0, 1)),
+        epochs=1,
     )
     train(task.model, task)
     return task
