@@ -74,7 +74,6 @@ def widths(plan):
         ({"parameters": 10_000}, parameters, 10_000),
         ({"ratio": 0.25}, lambda *each: sum(each), 108),
     ],
-    ids=str,
 )
 @pytest.mark.parametrize("scope", ["global", "uniform"])
 def test_a_target_is_reached_within_two_percent(target, cost, wanted, scope):
