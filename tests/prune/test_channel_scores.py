@@ -145,9 +145,9 @@ def test_the_filter_at_the_median_is_the_first_that_fpgm_gives():
 
 def test_half_precision_is_scored_in_single():
     keras.utils.set_random_seed(0)
-    model = keras.Sequential([keras.Input((6,)), layers.Dense(8, dtype="float16"), layers.Dense(2)])
+    model = keras.Sequential([keras.Input((6,)), layers.Dense(8, dtype="float16", name="d"), layers.Dense(2)])
     model.layers[0].kernel.assign(np.full((6, 8), 200.0) * np.arange(1, 9))  # whose squares overflow
-    np.testing.assert_allclose(scores(model, "l2")["dense"], np.arange(1, 9) / 4.5, rtol=1e-3)
+    np.testing.assert_allclose(scores(model, "l2")["d"], np.arange(1, 9) / 4.5, rtol=1e-3)
 
 
 def test_channels_that_are_all_zero_have_the_score_zero():
