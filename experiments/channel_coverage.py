@@ -8,7 +8,8 @@ TFLite file computes the same on LiteRT. Every network runs in a process of its 
     python -m experiments.channel_coverage             half an hour, two cores, 12 GB
     python -m experiments.channel_coverage --quick     two small networks, under a minute
 
-Expected: 39 of 40; EfficientNetV2L does not agree with these weights. For comparison: Torch-Pruning reports 77 of 85 networks of torchvision.
+Expected: 39 of 40; EfficientNetV2L does not agree with these weights. For comparison:
+Torch-Pruning reports 77 of 85 networks of torchvision.
 """
 
 import dataclasses
