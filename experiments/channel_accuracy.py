@@ -12,8 +12,9 @@ teacher. The dense control trains on for as long. Sensitivity is measured on tra
 
 Seeded, `runs` seeds from ``1000 * seed`` on; runs on one machine differ by rounding only.
 
-Expected (seed 0): trained on at 50%, at most 0.5 points and 0.3 dB behind the dense control,
-`sensitivity` at least as good as `uniform`.
+Expected (seed 0): trained on at 50%, at most 0.5 points and 0.3 dB behind the dense control.
+Before training on, `sensitivity` is ahead by 15 points and 4 dB; after it, it is ahead of `uniform`
+on the digits and 0.2 dB behind on the photographs, where training on overfits.
 """
 
 import dataclasses

@@ -5,7 +5,7 @@ and additions. Then it must hold, within 1e-5 of the largest output: the masked 
 what the smaller one does, the smaller one comes back from a `.keras` file unchanged, and its
 TFLite file computes the same on LiteRT. Every network runs in a process of its own.
 
-    python -m experiments.channel_coverage             half an hour, two cores, 12 GB
+    python -m experiments.channel_coverage             half an hour, two cores
     python -m experiments.channel_coverage --quick     two small networks, under a minute
 
 Expected: 39 of 40; EfficientNetV2L does not agree with these weights. For comparison:

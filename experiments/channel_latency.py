@@ -45,7 +45,7 @@ class Config:
         networks: Constructors of keras.applications.
         flops: Fractions of the multiplications and additions that stay.
         compared: Those of them at which a plan for the time is made as well.
-        multiple_of: What channel counts are a multiple of: the width of a tile, with AVX-512.
+        multiple_of: What channel counts are a multiple of.
         int8: Whether to measure int8 as well.
         runs: Timed rounds.
         side: Side of the pictures.
