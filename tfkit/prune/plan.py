@@ -249,8 +249,8 @@ class ChannelPlan:
         axes.barh(places, [g.channels_after for g in shown], color="#2a6fbb", height=0.55, label="after")
         axes.set_yticks(places, [group.name for group in shown], fontsize=7)
         axes.invert_yaxis()
-        axes.set(xlabel="channels", title=str(self), ylim=(len(shown) - 0.4, -0.6))
-        axes.legend(loc="lower right")
+        axes.set(xlabel="channels", title=str(self).replace(": ", "\n", 1), ylim=(len(shown) - 0.4, -0.6))
+        axes.figure.legend(loc="outside lower right", ncols=2)
         figure.savefig(path, format="png", dpi=130)
         return pathlib.Path(path)
 
