@@ -50,8 +50,9 @@ PACKAGES = (
 # Cortex-A72's; qemu opens a file below the root instead of the one of that name outside.
 SYSTEM = {
     "proc/cpuinfo": (
-        "processor\t: 0\nFeatures\t: fp asimd evtstrm aes pmull sha1 sha2 crc32 cpuid\nCPU implementer\t: 0x41"
-        "\nCPU architecture: 8\nCPU variant\t: 0x0\nCPU part\t: 0xd08\nCPU revision\t: 3\n"
+        "processor\t: 0\nFeatures\t: fp asimd evtstrm aes pmull sha1 sha2 crc32 cpuid\n"
+        + "CPU implementer\t: 0x41\nCPU architecture: 8\nCPU variant\t: 0x0\n"
+        + "CPU part\t: 0xd08\nCPU revision\t: 3\n"
     ),
     "sys/devices/system/cpu/possible": "0\n",
     "sys/devices/system/cpu/present": "0\n",

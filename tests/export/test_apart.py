@@ -69,9 +69,8 @@ def test_without_samples_zeros_run(files):
 @pytest.mark.parametrize("export", [tfkit.export_tflite, tfkit.export_saved_model])
 def test_several_inputs_and_outputs_keep_their_order(tmp_path, export):
     x = [RNG.random((5, 2), dtype="float32"), RNG.random((5, 3), dtype="float32")]
-    for got, expected in zip(
-        run_apart(export(pair_net(), tmp_path / "m").path, x), pair_net()(x), strict=True
-    ):
+    model = pair_net()
+    for got, expected in zip(run_apart(export(model, tmp_path / "m").path, x), model(x), strict=True):
         np.testing.assert_allclose(got, expected, atol=1e-6)
 
 
@@ -186,7 +185,7 @@ def test_other_inputs_are_refused(files):
 REFUSED = {
     "processor": (
         {"processor": "arm"},
-        r"`processor` must be one of this, no-avx.*Received: processor='arm'",
+        r"`processor` must be one of this, no-avx.*Received: .*='arm'",
     ),
     "threads": ({"threads": 0}, r"`threads` must be at least 1.*Received: threads=0"),
     "time": ({"time_limit_s": 0}, r"`time_limit_s` must be above 0.*Received: time_limit_s=0"),
