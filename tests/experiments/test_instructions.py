@@ -31,7 +31,7 @@ def files(tmp_path_factory):
 @pytest.mark.slow
 @ready
 def test_a_layer_takes_between_half_an_instruction_and_two_a_product(files):
-    """An SSE register holds four numbers; each four need a multiplication, an addition, at most a few moves."""
+    """An SSE register holds four numbers; each four need a product, a sum and at most a few moves."""
     one, three = (instructions.count_instructions(files[depth]) for depth in (1, 3))
     layer = (three - one) / 2
     assert WIDTH**2 / 2 <= layer <= 2 * WIDTH**2
@@ -52,11 +52,13 @@ def test_a_missing_tool_is_named_with_its_package(files, monkeypatch):
 
 @pytest.mark.parametrize("calls", [(3, 1), (2, 2), (-1, 1)])
 def test_numbers_of_calls_that_cannot_be_subtracted_are_refused(files, calls):
-    with pytest.raises(tfkit.ExportError, match=r"`calls` must be two numbers.*Received: calls="):
+    with pytest.raises(tfkit.ArgumentError, match=r"`calls` must be two numbers.*Received: calls="):
         instructions.count_instructions(files[1], calls=calls)
 
 
 @ready
 def test_an_unknown_processor_is_refused(files):
-    with pytest.raises(tfkit.ExportError, match=r"must be one of no-avx, arm64.*Received: processor='mips'"):
+    with pytest.raises(
+        tfkit.ArgumentError, match=r"must be one of no-avx, arm64.*Received: processor='mips'"
+    ):
         instructions.count_instructions(files[1], processor="mips")
