@@ -48,10 +48,15 @@ class Bench:
     """Replaces runtime and clock: a run takes as long as `seconds` says."""
 
     def __init__(self, monkeypatch):
-        self.now, self.calls, self.threads, self.seconds = 0.0, [], [], lambda name, number: 0.001
+        self.now, self.calls, self.probes, self.threads = 0.0, [], [], []
+        self.seconds = lambda name, number: 0.001
         module = module_of("benchmark")
         monkeypatch.setattr(module, "load_runner", self.load)
+        monkeypatch.setattr(module, "run_apart", self.probe)
         monkeypatch.setattr(litert, "time", types.SimpleNamespace(perf_counter=lambda: self.now))
+
+    def probe(self, path, arrays, *, threads):
+        self.probes.append((path.name, arrays, threads, len(self.calls)))
 
     def load(self, path, *, threads=1):
         self.threads.append(threads)
@@ -161,6 +166,14 @@ def test_one_run_gives_one_latency(bench, files):
 def test_threads_reach_the_runtime(bench, files):
     tfkit.benchmark(files, runs=1, threads=2)
     assert bench.threads == [2, 2]
+
+
+@pytest.mark.parametrize("x", [None, 7, [7, 8]], ids=str)
+def test_each_artifact_runs_once_apart_before_any_is_timed(bench, files, x, monkeypatch):
+    monkeypatch.setattr(module_of("benchmark"), "fitting", lambda run, arrays: arrays)
+    tfkit.benchmark(files, runs=1, threads=2, x=x)
+    arrays = [7] if x == 7 else x
+    assert bench.probes == [("a.tflite", arrays, 2, 0), ("b.tflite", arrays, 2, 0)]
 
 
 def test_without_inputs_each_artifact_runs_on_its_own_zeros(bench, files):

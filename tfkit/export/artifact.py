@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from tfkit.errors import ArgumentTypeError, OutputPathError
-from tfkit.export.runtime import Kind, kind_of, load_runner, run_samples
+from tfkit.export.runners import Kind
+from tfkit.export.runtime import kind_of, load_runner, run_samples
 from tfkit.report.measure import disk_bytes
 
 

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tfkit.errors import ArgumentError
+from tfkit.export.apart import run_apart
 from tfkit.export.artifact import Artifact
-from tfkit.export.runtime import Runner, fitting, kind_of, load_runner
+from tfkit.export.runners import Runner
+from tfkit.export.runtime import fitting, kind_of, load_runner
 from tfkit.litert import interleave
 from tfkit.report.measure import disk_bytes, gzip_bytes
 
@@ -31,7 +33,8 @@ def benchmark(
 
     Every round runs each artifact once, so that whatever else the machine does hits all
     alike; compare the latencies of one call, not of two. A tenth of the rounds, at least
-    three, warm up and do not count.
+    three, warm up and do not count. Before, each `.tflite` file runs once in a process of its own,
+    so that a broken one is an error and no crash.
 
     Args:
         artifacts: `Artifact`s or paths: one, a list, or named in a dict.
@@ -47,7 +50,7 @@ def benchmark(
 
     Raises:
         ArgumentError: If there is no artifact, a path is none, or a count is below 1.
-        ExportError: If a runtime cannot load an artifact, or `x` does not fit it.
+        ExportError: If a runtime cannot load or run an artifact, or crashes, or `x` does not fit it.
 
     Examples:
         >>> import pathlib, tempfile, tfkit
@@ -80,6 +83,8 @@ def benchmark(
                 "gzip_bytes": gzip_bytes(path),
             }
         )
+        if kind_of(path) == "tflite":  # TensorFlow finds what is wrong with a SavedModel by itself
+            run_apart(path, _arrays(x), threads=threads)
         run = load_runner(path, threads=threads)
         calls.append(functools.partial(run, _batch(run, x)))
     for row, seconds in zip(rows, interleave(calls, runs), strict=True):
@@ -91,6 +96,9 @@ def benchmark(
 
 def _batch(run: Runner, x: Any) -> list[np.ndarray]:
     """Returns `x` in the types of the artifact's inputs, or zeros."""
-    if x is None:
-        return run.zeros()
-    return fitting(run, x if isinstance(x, list | tuple) else [x])
+    arrays = _arrays(x)
+    return run.zeros() if arrays is None else fitting(run, arrays)
+
+
+def _arrays(x: Any) -> list[Any] | None:
+    return x if x is None or isinstance(x, list | tuple) else [x]

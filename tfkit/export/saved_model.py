@@ -1,5 +1,6 @@
 """SavedModel: for servers, desktops and GPUs."""
 
+import functools
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -8,9 +9,9 @@ import keras
 import tensorflow as tf
 
 from tfkit import graph
+from tfkit.export.apart import run_apart
 from tfkit.export.artifact import Artifact, output_path, staged
 from tfkit.export.parity import PROOF_SAMPLES, TOLERANCE, compare, require_parity
-from tfkit.export.runtime import load_runner
 from tfkit.export.signature import input_specs, random_samples, samples, serving_function
 
 
@@ -19,8 +20,9 @@ def export_saved_model(
 ) -> Artifact:
     """Writes a SavedModel that needs neither Keras nor tfkit, once it is proven.
 
-    The model is written under a temporary name, loaded with ``tf.saved_model.load``, run
-    on real inputs and compared with Keras; only then it gets its name. Its signature
+    The model is written under a temporary name, served to a separate process through
+    ``tf.saved_model`` without tfkit or Keras, run on real inputs and compared with Keras;
+    only then it gets its name. Its signature
     ``serving_default`` takes any batch size, and any height and width the model leaves
     open. What stood at `path` before is replaced.
 
@@ -39,6 +41,7 @@ def export_saved_model(
         NonFiniteWeightsError: If a weight is NaN or infinite.
         ArgumentError: If the data does not fit the model.
         OutputPathError: If nothing can be written at `path`.
+        ExportError: If TensorFlow alone cannot load or run what was written.
         ParityError: If the SavedModel does not compute what Keras computes.
 
     Examples:
@@ -56,9 +59,8 @@ def export_saved_model(
     path = output_path(path, "saved_model")
     with staged(path) as temporary:
         write_saved_model(model, temporary, specs)
-        parity = compare(
-            model, load_runner(temporary), [each[:PROOF_SAMPLES] for each in arrays], TOLERANCE["float32"]
-        )
+        proof = [each[:PROOF_SAMPLES] for each in arrays]
+        parity = compare(model, functools.partial(run_apart, temporary), proof, TOLERANCE["float32"])
         require_parity(parity, "float32")
     return Artifact.at(path, "float32", parity)
 

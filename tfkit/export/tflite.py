@@ -1,5 +1,6 @@
 """TFLite files: float32, float16 and full int8."""
 
+import functools
 import numbers
 import os
 from collections.abc import Iterator, Sequence
@@ -11,9 +12,9 @@ import tensorflow as tf
 
 from tfkit import graph
 from tfkit.errors import ArgumentError, ExportError
+from tfkit.export.apart import run_apart
 from tfkit.export.artifact import Artifact, output_path, staged
 from tfkit.export.parity import PROOF_SAMPLES, TOLERANCE, compare, require_parity
-from tfkit.export.runtime import load_runner
 from tfkit.export.signature import input_specs, random_samples, samples, serving_function
 from tfkit.litert import convert, trace
 
@@ -31,8 +32,8 @@ def export_tflite(
 ) -> Artifact:
     """Writes a `.tflite` file, once LiteRT has shown that it computes what Keras does.
 
-    The file is written under a temporary name, run with ai-edge-litert on real inputs
-    and compared with Keras; only then it gets its name. Inputs and outputs are float32
+    The file is written under a temporary name, run with ai-edge-litert on real inputs in a process
+    of its own, and compared with Keras; only then it gets its name. Inputs and outputs are float32
     in every precision, so the files can take each other's place.
 
     Args:
@@ -57,7 +58,7 @@ def export_tflite(
         ArgumentError: If the precision is unknown, int8 has no data, the data does not
             fit, or a size is still open.
         OutputPathError: If nothing can be written at `path`.
-        ExportError: If TensorFlow cannot convert the model.
+        ExportError: If TensorFlow cannot convert the model, or LiteRT cannot run the file.
         ParityError: If the file does not compute what Keras computes.
 
     Examples:
@@ -99,9 +100,8 @@ def export_tflite(
     path = output_path(path, "tflite")
     with staged(path) as temporary:
         temporary.write_bytes(_convert(model, specs, precision, arrays))
-        parity = compare(
-            model, load_runner(temporary), [each[:PROOF_SAMPLES] for each in arrays], TOLERANCE[precision]
-        )
+        proof = [each[:PROOF_SAMPLES] for each in arrays]
+        parity = compare(model, functools.partial(run_apart, temporary), proof, TOLERANCE[precision])
         require_parity(parity, precision)
     return Artifact.at(path, precision, parity)
 
