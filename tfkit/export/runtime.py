@@ -62,6 +62,11 @@ def load_runner(path: pathlib.Path, *, threads: int = 1) -> Runner:
         ) from error
 
 
+def load_signature(path: pathlib.Path, signature: str) -> Runner:
+    """Loads one signature of a SavedModel."""
+    return _SavedModel(path, signature)
+
+
 def run_samples(run: Runner, samples: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Runs any number of samples, in batches of the size that the artifact takes.
 
@@ -144,11 +149,11 @@ class _LiteRT:
 
 
 class _SavedModel:
-    def __init__(self, path: pathlib.Path):
+    def __init__(self, path: pathlib.Path, signature: str = "serving_default"):
         import tensorflow as tf
 
         self._loaded = tf.saved_model.load(str(path))  # its variables live as long as this does
-        self._serve = self._loaded.signatures["serving_default"]
+        self._serve = self._loaded.signatures[signature]
         self._specs = self._serve.structured_input_signature[1]
         self._outputs = sorted(self._serve.structured_outputs, key=_by_number)
 
