@@ -122,8 +122,6 @@ def test_a_layer_with_a_huge_weight_adds_the_most(tmp_path, worst):
 
 def test_added_leaves_out_what_came_in(tmp_path):
     model = chain()
-    kernel, bias = (np.array(each) for each in model.get_layer("a").get_weights())
-    model.get_layer("a").set_weights([kernel, bias])
     artifact = export(model, tmp_path, X)
     table = table_of(model, artifact, X)
     assert (table.added <= table.relative_rms + 0.01).all()
@@ -185,8 +183,8 @@ def test_several_inputs_and_outputs_are_read(tmp_path, pack):
     model = pair_net(pack)
     a, b = RNG.random((8, 3), dtype="float32"), RNG.random((8, 2), dtype="float32")
     arrays = [a, b] if pack is dict else [b, a]
-    table = tfkit.quantization_error(model, export(model, tmp_path, arrays), arrays)
-    assert table.relative_rms.max() < 0.05
+    table = tfkit.quantization_error(model, export(model, tmp_path, arrays, "float16"), arrays)
+    assert table.relative_rms.max() < 0.01
     assert (table["class"] == "InputLayer").sum() == 2
 
 

@@ -52,7 +52,8 @@ def resizing():
 def table():
     """A model of integers: pixel to number by a table."""
     inputs = keras.Input((8, 8, 3), dtype="uint8")
-    return keras.Model(inputs, keras.ops.take(np.linspace(-1, 1, 256).astype("float32"), inputs))
+    numbers = np.linspace(-1, 1, 256).astype("float32")
+    return keras.Model(inputs, keras.ops.take(numbers, keras.ops.cast(inputs, "int32")))
 
 
 PREPROCESSING = {

@@ -34,7 +34,7 @@ def zeros_kept(model: keras.Model, artifact: Artifact | str | os.PathLike) -> "p
         artifact: An `Artifact` or the path of a `.tflite` file, of any precision.
 
     Returns:
-        A DataFrame, a row for each weight of two or more dimensions: `path` of the layer,
+        A DataFrame, a row for each weight of two or more dimensions but biases: `path` of the layer,
         `variable`, `sparsity_keras` and `sparsity_artifact` (fractions of zeros),
         `zeros_lost` (the fraction of Keras's zeros that are none in the file), and
         `reason`, why a row has no numbers.
@@ -55,7 +55,11 @@ def zeros_kept(model: keras.Model, artifact: Artifact | str | os.PathLike) -> "p
     """
     import pandas as pd
 
-    kernels = [(node.path, each) for node, each in graph.learnable(model) if len(each.shape) > 1]
+    kernels = [
+        (node.path, each)
+        for node, each in graph.learnable(model)
+        if len(each.shape) > 1 and each.name != "bias"  # attention has biases of two dimensions
+    ]
     constants = _constants(TensorFile(read_tflite(artifact)))
     rows = []
     for path, variable in kernels:
@@ -98,9 +102,11 @@ def _pairs(kernel: np.ndarray, constants: list[np.ndarray]) -> Iterator[tuple[np
     for constant in constants:
         if constant.size != size:
             continue
-        for wanted in outside:
-            yield wanted, constant.reshape(wanted.shape)
-        yield depthwise, constant.reshape(depthwise.shape[::-1]).T
+        pairs = [(wanted, constant.reshape(wanted.shape)) for wanted in outside]
+        pairs.append((depthwise, constant.reshape(depthwise.shape[::-1]).T))
+        for wanted, stored in pairs:
+            if size - len(wanted) >= 3:  # with fewer values than factors to choose, anything would fit
+                yield wanted, stored
 
 
 def _residual(stored: np.ndarray, kernel: np.ndarray) -> float:
