@@ -136,7 +136,9 @@ def _convert(
     def representative() -> Iterator[list[np.ndarray]]:
         whole = [_whole_batches(each, batch_size) for each in arrays]
         for start in range(0, len(whole[0]), batch_size):
-            yield [each[start : start + batch_size] for each in whole]
+            batch = [each[start : start + batch_size] for each in whole]
+            # By name, for the calibrator takes the parts of a list in an order of its own.
+            yield batch if len(batch) == 1 else dict(zip(names, batch, strict=True))
 
     def configure(converter: tf.lite.TFLiteConverter) -> None:
         if precision in ("float16", "int8"):
@@ -148,6 +150,7 @@ def _convert(
             converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
 
     serve = trace(serving_function(model), specs)
+    names = [each.name.split(":")[0] for each in serve.inputs[: len(specs)]]
     try:
         content = convert({"serve": serve}, configure)
     except Exception as error:  # the converter's own classes are not public
