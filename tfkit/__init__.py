@@ -34,6 +34,9 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "check_parity",
             "export_saved_model",
             "export_tflite",
+            "quantization_error",
+            "quantize_weights",
+            "zeros_kept",
         ],
         "optim": [
             "LearningRateCurve",

@@ -50,6 +50,7 @@ def run_apart(
     *,
     processor: Processor = "this",
     threads: int = 1,
+    signature: str = runners.SERVING,
     time_limit_s: float = 600.0,
 ) -> list[np.ndarray]:
     """Runs an artifact in a process of its own, without tfkit and without Keras.
@@ -63,6 +64,7 @@ def run_apart(
         arrays: Any number of samples, one array ``(samples, …)`` an input. None takes one batch of zeros.
         processor: ``"this"`` or ``"no-avx"``; the latter for `.tflite` files only.
         threads: Threads of LiteRT, at least 1; TensorFlow uses its own setting.
+        signature: Which of a SavedModel's signatures to run.
         time_limit_s: Seconds, start-up included, after which the child is killed.
 
     Returns:
@@ -98,7 +100,7 @@ def run_apart(
         raise ArgumentError(f"`time_limit_s` must be above 0. Received: time_limit_s={time_limit_s!r}.")
     with tempfile.TemporaryDirectory(prefix="tfkit-apart-") as name:
         folder = pathlib.Path(name)
-        write_job(folder, path, arrays, threads=threads)
+        write_job(folder, path, arrays, threads=threads, signature=signature)
         code = _wait(command(processor, folder), folder, child_environment(processor), time_limit_s)
         happened = read_job(folder)
         shapes = [np.shape(array)[1:] for array in arrays or ()]
@@ -130,13 +132,15 @@ def write_job(
     arrays: Sequence[np.ndarray] | None,
     *,
     threads: int = 1,
+    signature: str = runners.SERVING,
     rounds: int = 0,
 ) -> None:
     """Writes what `runners.main` reads: the job, and its inputs."""
     for number, array in enumerate(arrays or ()):
         np.save(folder / f"input_{number}.npy", runners.plain(array), allow_pickle=False)
-    job = {"path": str(path), "kind": kind_of(path), "threads": threads, "rounds": rounds}
-    (folder / "job.json").write_text(json.dumps(job | {"inputs": len(arrays or ())}))
+    job = {"path": str(path), "kind": kind_of(path), "threads": threads, "signature": signature}
+    job |= {"rounds": rounds, "inputs": len(arrays or ())}
+    (folder / "job.json").write_text(json.dumps(job))
 
 
 def read_job(folder: pathlib.Path) -> dict[str, Any]:

@@ -52,7 +52,7 @@ class Artifact:
     Attributes:
         path: A `.tflite` file or a SavedModel directory.
         kind: ``"tflite"`` or ``"saved_model"``.
-        precision: ``"float32"``, ``"float16"`` or ``"int8"``.
+        precision: ``"float32"``, ``"float16"``, ``"int8_weights"`` or ``"int8"``.
         size_bytes: Bytes on disk.
         parity: How far its outputs are from Keras's.
 

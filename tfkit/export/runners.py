@@ -3,7 +3,7 @@
 Nothing of tfkit is imported here, for this file is also a script: ``python -S runners.py JOB`` runs
 an artifact in a process of its own, which may crash without taking anybody along. JOB is a folder:
 
-- ``job.json``: `path`, `kind`, `threads`, `inputs` (how many arrays; 0 takes zeros), `rounds`
+- ``job.json``: `path`, `kind`, `threads`, `signature`, `inputs` (how many arrays; 0 takes zeros), `rounds`
   (timed calls of the first batch, after the outputs are known);
 - ``input_0.npy``, … come in, ``output_0.npy``, … go out, the samples stacked;
 - ``happened.json``: `stage` (``loading``, ``running``, ``timing`` or ``done``), `fault` (None,
@@ -21,6 +21,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 Kind = Literal["saved_model", "tflite"]
+SERVING = "serving_default"
 # What an artifact must do without. TensorFlow loads Keras when it can; this also saves two seconds.
 WITHOUT = ("tfkit", "keras", "tf_keras")
 
@@ -41,9 +42,9 @@ class UnfitError(ValueError):
     """Samples that are not shaped like the artifact's inputs."""
 
 
-def load(path: str | os.PathLike, kind: Kind, threads: int = 1) -> Runner:
-    """Loads an artifact; TensorFlow uses its own setting of threads."""
-    return LiteRT(path, threads) if kind == "tflite" else SavedModel(path)
+def load(path: str | os.PathLike, kind: Kind, threads: int = 1, signature: str = SERVING) -> Runner:
+    """Loads an artifact; a SavedModel has signatures, and TensorFlow its own setting of threads."""
+    return LiteRT(path, threads) if kind == "tflite" else SavedModel(path, signature)
 
 
 def fitting(run: Runner, samples: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -114,13 +115,13 @@ class LiteRT:
 
 
 class SavedModel:
-    """A SavedModel by its signature ``serving_default``."""
+    """A SavedModel by one of its signatures."""
 
-    def __init__(self, path: str | os.PathLike):
+    def __init__(self, path: str | os.PathLike, signature: str = SERVING):
         import tensorflow as tf
 
         self._loaded = tf.saved_model.load(str(path))  # its variables live as long as this does
-        self._serve = self._loaded.signatures["serving_default"]
+        self._serve = self._loaded.signatures[signature]
         self._specs = self._serve.structured_input_signature[1]
         self._outputs = sorted(self._serve.structured_outputs, key=_by_number)
 
@@ -152,7 +153,7 @@ def main(folder: pathlib.Path) -> int:
     fault = "load"
     note()
     try:
-        run = load(job["path"], job["kind"], job["threads"])
+        run = load(job["path"], job["kind"], job["threads"], job["signature"])
         fault = "run"
         note(stage="running")
         given = [np.load(folder / f"input_{number}.npy") for number in range(job["inputs"])]

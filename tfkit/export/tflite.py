@@ -1,4 +1,4 @@
-"""TFLite files: float32, float16 and full int8."""
+"""TFLite files: float32, float16, int8 weights and full int8."""
 
 import functools
 import numbers
@@ -15,17 +15,18 @@ from tfkit.errors import ArgumentError, ExportError
 from tfkit.export.apart import run_apart
 from tfkit.export.artifact import Artifact, output_path, staged
 from tfkit.export.parity import PROOF_SAMPLES, TOLERANCE, compare, require_parity
+from tfkit.export.quantization import quantize_weights
 from tfkit.export.signature import input_specs, random_samples, samples, serving_function
 from tfkit.litert import convert, trace
 
-PRECISIONS = ("float32", "float16", "int8")
+PRECISIONS = ("float32", "float16", "int8", "int8_weights")
 
 
 def export_tflite(
     model: keras.Model,
     path: str | os.PathLike,
     *,
-    precision: Literal["float32", "float16", "int8"] = "float32",
+    precision: Literal["float32", "float16", "int8", "int8_weights"] = "float32",
     representative_data: Any = None,
     batch_size: int = 1,
     input_shape: Sequence[int] | None = None,
@@ -40,7 +41,8 @@ def export_tflite(
         model: A built Keras model.
         path: The file to write; what stood there before is replaced.
         precision: ``"float32"``; ``"float16"`` stores half-size weights; ``"int8"``
-            computes in 8-bit integers throughout, activations included.
+            computes in 8-bit integers throughout, activations included; ``"int8_weights"``
+            stores weights of 1024 elements and more in 8 bits and computes in float32.
         representative_data: Inputs as the device will see them: an array, a list of
             arrays (one an input) or a tf.data.Dataset. int8 needs it to find the
             activations' ranges, from up to 128 samples; in every precision the comparison
@@ -134,10 +136,12 @@ def _convert(
     def representative() -> Iterator[list[np.ndarray]]:
         whole = [_whole_batches(each, batch_size) for each in arrays]
         for start in range(0, len(whole[0]), batch_size):
-            yield [each[start : start + batch_size] for each in whole]
+            batch = [each[start : start + batch_size] for each in whole]
+            # By name, for the calibrator takes the parts of a list in an order of its own.
+            yield batch if len(batch) == 1 else dict(zip(names, batch, strict=True))
 
     def configure(converter: tf.lite.TFLiteConverter) -> None:
-        if precision != "float32":
+        if precision in ("float16", "int8"):
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
         if precision == "float16":
             converter.target_spec.supported_types = [tf.float16]
@@ -146,11 +150,13 @@ def _convert(
             converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
 
     serve = trace(serving_function(model), specs)
+    names = [each.name.split(":")[0] for each in serve.inputs[: len(specs)]]
     try:
-        return convert({"serve": serve}, configure)
+        content = convert({"serve": serve}, configure)
     except Exception as error:  # the converter's own classes are not public
         raise ExportError(
             f"TensorFlow must be able to convert the model to TFLite. Received: model={model.name!r}, "
             f"precision={precision!r}. A model in mixed precision must be rebuilt in float32 first. "
             f"The converter says: {str(error)[:1000]}"
         ) from error
+    return quantize_weights(content) if precision == "int8_weights" else content
