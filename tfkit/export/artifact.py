@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import os
 import pathlib
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -55,6 +56,8 @@ class Artifact:
         precision: ``"float32"``, ``"float16"``, ``"int8_weights"`` or ``"int8"``.
         size_bytes: Bytes on disk.
         parity: How far its outputs are from Keras's.
+        sparse: Whether its weights are sparse-encoded.
+        proofs: Where it was run and compared.
 
     Examples:
         >>> import pathlib, tempfile, numpy as np, tfkit
@@ -69,6 +72,8 @@ class Artifact:
     precision: str
     size_bytes: int
     parity: Parity
+    sparse: bool = False
+    proofs: tuple[str, ...] = ()
 
     def predict(self, x: Any) -> np.ndarray | list[np.ndarray]:
         """Runs the artifact on any number of samples, in batches of its own size.
@@ -86,9 +91,9 @@ class Artifact:
         return outputs[0] if len(outputs) == 1 else outputs
 
     @classmethod
-    def at(cls, path: pathlib.Path, precision: str, parity: Parity) -> "Artifact":
+    def at(cls, path: pathlib.Path, precision: str, parity: Parity, **known: Any) -> "Artifact":
         """Describes what stands at `path`."""
-        return cls(path, kind_of(path), precision, disk_bytes(path), parity)
+        return cls(path, kind_of(path), precision, disk_bytes(path), parity, **known)
 
 
 def output_path(path: str | os.PathLike, kind: Kind) -> pathlib.Path:
@@ -131,9 +136,12 @@ def staged(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """Yields a temporary name beside `path`; moves it there only if all went well.
 
     Whatever interrupts the block, nothing half-written stands under `path`, and what
-    stood there before still does.
+    stood there before still does. What a process left behind that was killed on the way is
+    removed at the next run.
     """
-    folder = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name[:100]}.", suffix=".partial", dir=path.parent))
+    _remove_leftovers(path)
+    prefix = f".{path.name[:100]}.{os.getpid()}-"
+    folder = pathlib.Path(tempfile.mkdtemp(prefix=prefix, suffix=".partial", dir=path.parent))
     try:
         temporary, before = folder / path.name, folder / "before"
         yield temporary
@@ -147,3 +155,26 @@ def staged(path: pathlib.Path) -> Iterator[pathlib.Path]:
             raise
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_leftovers(path: pathlib.Path) -> None:
+    """Removes what exports to `path` left behind whose process is gone."""
+    pattern = re.compile(re.escape(f".{path.name[:100]}.") + r"(\d+)-.*\.partial")
+    for folder in path.parent.iterdir():
+        found = pattern.fullmatch(folder.name)
+        if found is None or _runs(int(found[1])):
+            continue
+        before = folder / "before"
+        if before.exists() and not path.exists():  # it was killed between two moves
+            before.rename(path)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

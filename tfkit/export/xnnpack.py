@@ -16,7 +16,7 @@ import math
 
 from tfkit.export.operations import Operation, Program, Tensor
 
-ZEROS = 2 / 3  # more of them and the sparse kernels are taken
+NEIGHBOURS = "its neighbours cannot"
 
 _UNARY = {
     "ABS", "CEIL", "ELU", "EXP", "FLOOR", "GELU", "HARD_SWISH", "LEAKY_RELU", "LOGISTIC", "NEG", "RELU",
@@ -350,7 +350,7 @@ def _judge(
     if place.reason:
         return Verdict.DENSE, place.reason
     if leader.broken:
-        return Verdict.DENSE, "its neighbours cannot compute channel by channel"
+        return Verdict.DENSE, f"{NEIGHBOURS} compute channel by channel"
     if leader.weights and not _pays(leader):
         share = 100 * leader.zeros / leader.weights
         return Verdict.DENSE, f"{share:.1f}% of the cluster's weights are zero; it takes more than 66.7%"
