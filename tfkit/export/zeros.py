@@ -50,7 +50,7 @@ def zeros_kept(model: keras.Model, artifact: Artifact | str | os.PathLike) -> "p
         >>> path = pathlib.Path(tempfile.mkdtemp(), "model.tflite")
         >>> artifact = tfkit.export_tflite(tfkit.prune_now(model, 0.75), path, precision="int8_weights")
         >>> table = tfkit.zeros_kept(model, artifact)
-        >>> table.sparsity_keras[0], table.zeros_lost[0]
+        >>> float(table.sparsity_keras[0]), float(table.zeros_lost[0])
         (0.75, 0.0)
     """
     import pandas as pd
