@@ -96,16 +96,19 @@ class Artifact:
         return cls(path, kind_of(path), precision, disk_bytes(path), parity, **known)
 
 
-def output_path(path: str | os.PathLike, kind: Kind) -> pathlib.Path:
-    """Returns `path`, having made sure that an artifact can be written there.
+def writable(path: str | os.PathLike, name: str) -> pathlib.Path:
+    """Returns `path`, having made its folder and made sure that something can be written there.
+
+    Args:
+        path: The path.
+        name: The argument's name, for messages.
 
     Raises:
         ArgumentTypeError: If it is no path.
-        OutputPathError: If its folder cannot be made or written to, or something other
-            than an artifact of that kind stands there, which is not ours to replace.
+        OutputPathError: If its folder cannot be made or written to.
     """
     if not isinstance(path, str | os.PathLike) or not str(path):
-        raise ArgumentTypeError(f"`path` must be the path to write to. Received: path={path!r}.")
+        raise ArgumentTypeError(f"`{name}` must be the path to write to. Received: {name}={path!r}.")
     path = pathlib.Path(path).expanduser()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -114,9 +117,21 @@ def output_path(path: str | os.PathLike, kind: Kind) -> pathlib.Path:
     except OSError as error:
         raise OutputPathError(
             "The output must lie in a folder that can be written to. "
-            f"Received: path={str(path)!r} ({error}). "
+            f"Received: {name}={str(path)!r} ({error}). "
             "Choose another place or change its permissions."
         ) from error
+    return path
+
+
+def output_path(path: str | os.PathLike, kind: Kind) -> pathlib.Path:
+    """Returns `path`, having made sure that an artifact can be written there.
+
+    Raises:
+        ArgumentTypeError: If it is no path.
+        OutputPathError: If its folder cannot be made or written to, or something other
+            than an artifact of that kind stands there, which is not ours to replace.
+    """
+    path = writable(path, "path")
     ours = path.is_file() if kind == "tflite" else (path / "saved_model.pb").is_file()
     if (
         path.exists()

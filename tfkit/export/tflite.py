@@ -180,21 +180,24 @@ def _write(
             "A sparse-encoded file must be proven as on a processor without AVX before it ships. "
             f"Received: sparse=True. {EMULATOR_MISSING} Or pass accept_unproven=True."
         )
-    if sparse is False or not possible or not provable or (sparse == "auto" and not _has_zeros(model)):
+    if sparse is False or not possible or not provable or (sparse == "auto" and not has_zeros(model)):
         return convert_model(model, specs, precision, arrays), False
     dense = convert_model(model, specs, "float32", arrays)
     found = analyse(read_program(explicit_padding(dense)))
     if found.verdict is Verdict.SPARSE:
         return convert_model(model, specs, precision, arrays, sparse=True), True
     if sparse is True:
+        place, reason = found.stopper
+        where = f" at {place.operation.name[:80]}" if place else ""
         raise ExportError(
-            f"XNNPACK's sparse kernels must take the model. Received: model={model.name!r}; "
-            f"{found.first_reason()}. Call make_sparse_ready(model) first, and see explain_deployment."
+            f"XNNPACK's sparse kernels must take the model. Received: model={model.name!r}, which stays "
+            f"{found.verdict.value}{where}: {reason or 'no part of it is fit'}. "
+            "Call make_sparse_ready(model) first; explain_deployment tells the rest."
         )
     return (dense if precision == "float32" else convert_model(model, specs, precision, arrays)), False
 
 
-def _has_zeros(model: keras.Model) -> bool:
+def has_zeros(model: keras.Model) -> bool:
     """Tells whether some kernel is pruned; the converter encodes from 30% zeros on."""
     kernels = (variable for _, variable in graph.learnable(model) if len(variable.shape) > 1)
     return any(np.mean(keras.ops.convert_to_numpy(each) == 0) > 0.3 for each in kernels)

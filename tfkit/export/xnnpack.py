@@ -76,9 +76,28 @@ class Analysis:
     @property
     def verdict(self) -> Verdict:
         """What becomes of the whole: wrong if a part is, else sparse if a part is."""
-        return next(
-            (each for each in (Verdict.WRONG, Verdict.SPARSE) if each in self.verdicts), Verdict.DENSE
-        )
+        found = (each for each in (Verdict.WRONG, Verdict.SPARSE) if each in self.verdicts)
+        return next(found, Verdict.DENSE)
+
+    @property
+    def stopper(self) -> tuple[Place | None, str]:
+        """What keeps the whole from being sparse, and why; the first such place that is no mere neighbour."""
+        if self.verdict is not Verdict.SPARSE:
+            for place, verdict, reason in zip(self.places, self.verdicts, self.reasons, strict=True):
+                if verdict is self.verdict and reason and not reason.startswith(NEIGHBOURS):
+                    return place, reason
+        return None, ""
+
+    @property
+    def zeros(self) -> float:
+        """The share of zeros in the 1x1 convolutions of the clusters that turn over; 0 if none does."""
+        leaders = {
+            each.leader
+            for each, verdict in zip(self.places, self.verdicts, strict=True)
+            if verdict is Verdict.SPARSE
+        }
+        weights = sum(self.places[number].weights for number in leaders)
+        return sum(self.places[number].zeros for number in leaders) / weights if weights else 0.0
 
 
 def analyse(program: Program) -> Analysis:

@@ -1,0 +1,177 @@
+"""What a target's runtime will do with a model, operation by operation."""
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+import keras
+
+from tfkit import graph
+from tfkit.errors import ArgumentError
+from tfkit.export.operations import Operation, read_program
+from tfkit.export.padding import explicit_padding
+from tfkit.export.signature import input_specs
+from tfkit.export.tflite import convert_model
+from tfkit.export.xnnpack import Analysis, Verdict, analyse
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Target = Literal["desktop", "gpu", "mobile", "web"]
+TARGETS: tuple[Target, ...] = ("desktop", "gpu", "mobile", "web")
+COLUMNS = ["layer", "operation", "runs", "reason", "remedy"]
+
+# what LiteRT's GPU delegates take, in up to four dimensions
+_GPU = {
+    "ABS", "ADD", "AVERAGE_POOL_2D", "BATCH_MATMUL", "CONCATENATION", "CONV_2D", "COS", "DEPTHWISE_CONV_2D",
+    "DEPTH_TO_SPACE", "DIV", "ELU", "EXP", "FLOOR", "FULLY_CONNECTED", "GELU", "HARD_SWISH", "LEAKY_RELU",
+    "LOG", "LOGISTIC", "MAXIMUM", "MAX_POOL_2D", "MEAN", "MINIMUM", "MIRROR_PAD", "MUL", "NEG", "PAD",
+    "POW", "PRELU", "REDUCE_MAX", "REDUCE_MIN", "RELU", "RELU6", "RELU_N1_TO_1", "RESHAPE",
+    "RESIZE_BILINEAR", "RESIZE_NEAREST_NEIGHBOR", "RSQRT", "SIN", "SLICE", "SOFTMAX", "SPACE_TO_DEPTH",
+    "SPLIT", "SQRT", "SQUARE", "SQUARED_DIFFERENCE", "STRIDED_SLICE", "SUB", "SUM", "TANH", "TILE",
+    "TRANSPOSE", "TRANSPOSE_CONV",
+}  # fmt: skip
+_REWRITTEN = (
+    "padding='same'",
+    "padded by",
+    "keeps its dimensions",
+    "with a constant",
+    "of other than pictures",
+)
+
+
+def require_target(target: str) -> Target:
+    """Returns a target that exists.
+
+    Raises:
+        ArgumentError: If it does not.
+    """
+    if target not in TARGETS:
+        raise ArgumentError(f"A target must be one of {', '.join(TARGETS)}. Received: {target!r}.")
+    return target
+
+
+def explain_deployment(
+    model: keras.Model, target: Target, *, input_shape: Sequence[int] | None = None
+) -> "pd.DataFrame":
+    """Tells what a target's runtime will do with each operation of a model, before it is exported.
+
+    For ``"mobile"`` and ``"web"``: whether XNNPACK's sparse kernels take it once its weights are
+    sparse-encoded, what stops them, what mends it, and which operations they would compute wrong.
+    For ``"gpu"``: which operations the GPU delegates lack. For ``"desktop"``: nothing is sparse there,
+    for XNNPACK leaves its sparse kernels out on x86 with AVX. The model is converted to
+    TFLite to find out, which takes seconds.
+
+    Args:
+        model: A built Keras model.
+        target: ``"desktop"`` (x86 with AVX), ``"gpu"``, ``"mobile"`` (ARM) or ``"web"``.
+        input_shape: ``(height, width, channels)`` for a model that leaves sizes open.
+
+    Returns:
+        A DataFrame, a row for each operation as the runtime sees it: `layer` (the path of the
+        Keras layer, empty where the converter's name does not tell), `operation`
+        (TFLite's name), `runs` (``"sparse"``, ``"dense"``, ``"wrong"``; of a GPU ``"gpu"``
+        or ``"cpu"``), `reason` and `remedy`, empty where there is nothing to say. ``attrs["verdict"]``
+        is the whole's: ``"wrong"`` if a row is, else ``"sparse"`` if a row is, else ``"dense"``;
+        of a GPU ``"cpu"`` if a row is.
+
+    Raises:
+        ArgumentTypeError: If `model` is no model.
+        ArgumentError: If there is no such target, or a size is open.
+        UnbuiltModelError: If the model has no weights, or does not know its inputs.
+        ExportError: If TensorFlow cannot convert the model.
+
+    Examples:
+        >>> import keras, tfkit
+        >>> model = keras.applications.MobileNetV2((96, 96, 3), alpha=0.35, weights=None)
+        >>> table = tfkit.explain_deployment(model, "mobile")
+        >>> table.attrs["verdict"], table.remedy[0]
+        ('dense', 'tfkit.make_sparse_ready(model)')
+    """
+    import pandas as pd
+
+    require_target(target)
+    graph.require_finite(graph.require_model(model))
+    program = read_program(convert_dense(model, input_shape))
+    names = _Names(model)
+    if target == "gpu":
+        rows = [_gpu_row(operation) for operation in program.operations]
+        verdict = "cpu" if any(row["runs"] == "cpu" for row in rows) else "gpu"
+        operations = program.operations
+    else:
+        found = analyse(program)
+        operations = [place.operation for place in found.places]
+        rows, verdict = _xnnpack_rows(found), found.verdict.value
+        if target == "desktop":
+            why = "XNNPACK has no sparse kernels for x86 with AVX"
+            rows, verdict = [{"runs": "dense", "reason": why, "remedy": ""} for _ in rows], "dense"
+    for row, operation in zip(rows, operations, strict=True):
+        row |= {"layer": names.path(operation.name), "operation": operation.kind}
+    table = pd.DataFrame(rows, columns=COLUMNS)
+    table.attrs["verdict"] = verdict
+    return table
+
+
+def convert_dense(model: keras.Model, input_shape: Sequence[int] | None = None) -> bytes:
+    """Converts a model to float32 as it would be before its weights are sparse-encoded.
+
+    Raises:
+        ArgumentError: If a size is open.
+        ExportError: If TensorFlow cannot convert it.
+    """
+    specs = input_specs(model, batch_size=1, input_shape=input_shape)
+    if any(size is None for spec in specs for size in spec.shape):
+        raise ArgumentError(
+            "Sizes must be known to tell what a runtime does. "
+            f"Received: model={model.name!r} with inputs {[tuple(spec.shape) for spec in specs]}. "
+            "Pass input_shape=(height, width, channels)."
+        )
+    return explicit_padding(convert_model(model, specs, "float32", []))
+
+
+def _xnnpack_rows(found: Analysis) -> list[dict[str, str]]:
+    return [
+        {"runs": verdict.value, "reason": reason, "remedy": _remedy(verdict, reason)}
+        for verdict, reason in zip(found.verdicts, found.reasons, strict=True)
+    ]
+
+
+def _remedy(verdict: Verdict, reason: str) -> str:
+    if verdict is Verdict.SPARSE or not reason:
+        return ""
+    if any(words in reason for words in _REWRITTEN):
+        return "tfkit.make_sparse_ready(model)"
+    if "are zero" in reason:
+        return "prune the 1x1 convolutions to more than 2/3, better to 90%"
+    if verdict is Verdict.WRONG:
+        return "export with sparse=False"
+    return ""
+
+
+def _gpu_row(operation: Operation) -> dict[str, str]:
+    tensors = (*operation.inputs, *operation.outputs)
+    if operation.kind not in _GPU:
+        return {"runs": "cpu", "reason": f"GPU delegates lack {operation.kind}", "remedy": ""}
+    if wide := [x for x in tensors if len(x.shape) > 4]:
+        reason = f"a tensor of {len(wide[0].shape)} dimensions; GPU delegates take up to 4"
+        remedy = "UpSampling2D(interpolation='bilinear')" if operation.kind in ("TILE", "RESHAPE") else ""
+        return {"runs": "cpu", "reason": reason, "remedy": remedy}
+    return {"runs": "gpu", "reason": "", "remedy": ""}
+
+
+class _Names:
+    """Finds a layer by the name that the converter gave its operation."""
+
+    def __init__(self, model: keras.Model):
+        flow = graph.read_flow(model)
+        calls = flow.calls if flow is not None else ()
+        self._paths = {call.operation.name: call.path for call in calls}
+
+    def path(self, name: str) -> str:
+        """Returns the path of the layer, empty if the name does not tell."""
+        for part in reversed(re.split(r"[/;]", name)):
+            # a name that was taken before has a number behind it
+            for known in (re.sub(r"_\d+$", "", part), part):
+                if known in self._paths:
+                    return self._paths[known]
+        return ""
