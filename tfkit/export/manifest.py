@@ -41,8 +41,9 @@ class ExportReport:
     Examples:
         >>> import pathlib, tempfile, numpy as np, tfkit
         >>> model = tfkit.models.build_encoder_decoder((16, 16, 3), filters=(4, 8), output_channels=3)
-        >>> report = tfkit.export(model, pathlib.Path(tempfile.mkdtemp(), "out"), targets=("desktop",),
-        ...                       verbose=0, representative_data=np.random.default_rng(0).random((8, 16, 16, 3)))
+        >>> images = np.random.default_rng(0).random((8, 16, 16, 3))
+        >>> report = tfkit.export(model, pathlib.Path(tempfile.mkdtemp(), "out"), targets="desktop",
+        ...                       representative_data=images, verbose=0)
         >>> report.path("desktop", "LiteRT").name
         'model-int8.tflite'
     """
