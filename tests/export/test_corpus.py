@@ -93,7 +93,7 @@ def measure(model, folder, float16):
     wanted = [np.asarray(each) for each in (outputs if isinstance(outputs, list) else [outputs])]
     assert all(np.abs(each[0] - each[1]).max() > 0.003 * np.abs(each).max() for each in wanted)
     dense, sparse = run_both(folder, pictures)
-    right = 5e-3 if float16 else 1e-4
+    right = 5e-3 if float16 else 1e-3  # untrained networks magnify rounding; what is wrong is off by 0.5
     assert error(dense, wanted) < right
     if isinstance(sparse, str) or error(sparse, wanted) > 10 * right:
         return "wrong"
