@@ -180,8 +180,8 @@ def _places(model: keras.Model, flow: graph.Flow, file: TensorFile, batches: _Ba
     for key, index in zip(flow.outputs, file.outputs, strict=True):
         places[key] = index  # the signature names them
     for key, index in zip(flow.inputs, file.inputs, strict=True):
-        takers = (each for each in file.flatbuffer.graphs[0] if each.inputs == (index,))
-        quantized = [each.outputs[0] for each in takers if each.kind == "QUANTIZE"]
+        takers = (each for each in file.program.operations if [x.number for x in each.inputs] == [index])
+        quantized = [each.outputs[0].number for each in takers if each.kind == "QUANTIZE"]
         places[key] = quantized[0] if quantized else index
     return places
 
@@ -197,7 +197,7 @@ def _convert_float32(model: keras.Model, file: TensorFile) -> bytes:
 
 def _match_values(flow: graph.Flow, twin: TensorFile, batches: _Batches) -> dict[int, Place]:
     """Returns the twin's tensor that holds each call's output."""
-    live = twin.flatbuffer.activations(twin.inputs)
+    live = twin.program.activations(twin.inputs)
     candidates: dict[int, set[int]] = {}
     shapes: dict[int, tuple[int, ...]] = {}
     silent = set()
@@ -251,7 +251,7 @@ def _label(file: TensorFile, index: int) -> tuple[str, tuple[int, ...]]:
 
 def _activations_by_name(file: TensorFile) -> dict[tuple[str, tuple[int, ...]], list[int]]:
     named = collections.defaultdict(list)
-    for index in file.flatbuffer.activations(file.inputs):
+    for index in file.program.activations(file.inputs):
         named[_label(file, index)].append(index)
     return named
 

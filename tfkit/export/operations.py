@@ -8,7 +8,7 @@ import numpy as np
 
 from tfkit.errors import ExportError
 
-# names in the schema that are the static form of a tensor, not work on it
+# operations that only bring a stored tensor into the form in which others take it
 _UNPACKING = ("DENSIFY", "DEQUANTIZE")
 
 
@@ -23,6 +23,7 @@ class Tensor:
         dtype: ``"FLOAT32"``, ``"INT8"``, … as the schema calls them.
         values: What it holds, if the file stores it densely; else None.
         constant: Whether the file stores it, in whatever form.
+        sparse: Whether the file stores it in the sparse encoding.
     """
 
     number: int
@@ -31,6 +32,7 @@ class Tensor:
     dtype: str
     values: np.ndarray | None
     constant: bool
+    sparse: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,21 +61,55 @@ class Operation:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A `.tflite` file's operations, in the order in which they run.
+    """A graph of a `.tflite` file: its operations, in the order in which they run.
 
     Attributes:
         operations: Those that compute; unpacking of constants is left out.
-        outputs: Numbers of the tensors that the file gives.
-        sparse: Whether a constant is stored in the sparse encoding.
+        tensors: All tensors by number; what is unpacked from constants counts as constant.
+        outputs: Numbers of the tensors that the graph gives.
     """
 
     operations: tuple[Operation, ...]
+    tensors: tuple[Tensor, ...]
     outputs: frozenset[int]
-    sparse: bool
+
+    @property
+    def sparse(self) -> bool:
+        """Whether a constant is stored in the sparse encoding."""
+        return any(each.sparse for each in self.tensors)
+
+    @property
+    def holds_int8(self) -> bool:
+        """Whether any tensor is int8."""
+        return any(each.dtype == "INT8" for each in self.tensors)
+
+    @property
+    def computes_in_int8(self) -> list[str]:
+        """The kinds of operations that take or give int8, but for those that turn it to float."""
+        return [
+            each.kind
+            for each in self.operations
+            if any(x.dtype == "INT8" for x in each.outputs)
+            or (each.kind != "DEQUANTIZE" and any(x.dtype == "INT8" for x in each.inputs))
+        ]
+
+    def activations(self, inputs: Sequence[int]) -> tuple[int, ...]:
+        """Returns the tensors that depend on the inputs, in the order in which they are computed."""
+        live = dict.fromkeys(inputs)
+        for operation in self.operations:
+            if any(x.number in live for x in operation.inputs):
+                live |= dict.fromkeys(x.number for x in operation.outputs)
+        return tuple(live)
+
+    def frozen(self, inputs: Sequence[int]) -> list[int]:
+        """Returns the tensors that hold values and do not depend on the inputs; packed ones left out."""
+        computed = {x.number for operation in self.operations for x in operation.outputs}
+        held = {x.number for x in self.tensors if x.constant and not x.sparse}
+        return sorted((computed | held) - set(self.activations(inputs)))
 
 
 def read_program(content: bytes) -> Program:
-    """Reads a `.tflite` file.
+    """Reads a `.tflite` file with one graph.
 
     Args:
         content: The file's bytes.
@@ -81,21 +117,42 @@ def read_program(content: bytes) -> Program:
     Raises:
         ExportError: If they are no such file, or hold several graphs.
     """
+    programs = read_programs(content)
+    if len(programs) != 1:
+        raise ExportError(
+            "A .tflite file must have one graph. "
+            f"Received: one with {len(programs)}, which a loop or a branch makes. "
+            "Rebuild the model without it, recurrent layers with unroll=True."
+        )
+    return programs[0]
+
+
+def read_programs(content: bytes) -> tuple[Program, ...]:
+    """Reads all graphs of a `.tflite` file: the one that runs first, then those that it calls.
+
+    Args:
+        content: The file's bytes.
+
+    Raises:
+        ExportError: If they are no such file.
+    """
     from ai_edge_litert import schema_py_generated as schema
 
     try:
-        model = schema.ModelT.InitFromPackedBuf(content, 0)
-        (graph,) = model.subgraphs
+        model = schema.ModelT.InitFromPackedBuf(bytes(content), 0)
+        kinds, types = _names(schema.BuiltinOperator), _names(schema.TensorType)
+        return tuple(_read_graph(model, graph, kinds, types) for graph in model.subgraphs)
     except Exception as error:  # flatbuffers has no exception of its own for torn files
         raise ExportError(
-            "A .tflite file with one graph can be read. "
+            "The bytes must be a whole .tflite file. "
             f"Received: {len(content)} bytes ({type(error).__name__}: {error}). Export it again."
         ) from error
-    kinds = {value: name for name, value in vars(schema.BuiltinOperator).items() if isinstance(value, int)}
-    types = {value: name for name, value in vars(schema.TensorType).items() if isinstance(value, int)}
-    tensors = [_tensor(number, each, model.buffers, types) for number, each in enumerate(graph.tensors)]
+
+
+def _read_graph(model: Any, graph: Any, kinds: dict[int, str], types: dict[int, str]) -> Program:
+    tensors = [_read_tensor(number, each, model.buffers, types) for number, each in enumerate(graph.tensors)]
     operations: list[Operation] = []
-    for each in graph.operators:
+    for each in () if graph.operators is None else graph.operators:
         code = model.operatorCodes[each.opcodeIndex]
         kind = kinds.get(max(code.builtinCode, code.deprecatedBuiltinCode), "?")
         if kind == "CUSTOM":
@@ -103,30 +160,28 @@ def read_program(content: bytes) -> Program:
         inputs = tuple(tensors[i] for i in _numbers(each.inputs) if i >= 0)
         outputs = _numbers(each.outputs)
         if kind in _UNPACKING and all(x.constant for x in inputs):
-            tensors[outputs[0]] = dataclasses.replace(
-                tensors[outputs[0]], constant=True, values=inputs[0].values
-            )
+            (packed,), (number,) = inputs, outputs
+            tensors[number] = dataclasses.replace(tensors[number], constant=True, values=packed.values)
             continue
-        operations.append(
-            Operation(len(operations), kind, inputs, tuple(tensors[i] for i in outputs), each.builtinOptions)
-        )
-    return Program(
-        tuple(operations),
-        frozenset(_numbers(graph.outputs)),
-        any(each.sparsity is not None for each in graph.tensors),
-    )
+        given = tuple(tensors[i] for i in outputs)
+        operations.append(Operation(len(operations), kind, inputs, given, each.builtinOptions))
+    return Program(tuple(operations), tuple(tensors), frozenset(_numbers(graph.outputs)))
+
+
+def _read_tensor(number: int, tensor: Any, buffers: Sequence[Any], types: dict[int, str]) -> Tensor:
+    data = buffers[tensor.buffer].data
+    constant, sparse = data is not None and len(data) > 0, tensor.sparsity is not None
+    shape, dtype = tuple(_numbers(tensor.shape)), types[tensor.type]
+    values = None
+    if constant and not sparse and hasattr(np, dtype.lower()):
+        values = np.frombuffer(bytes(data), dtype.lower())
+        values = values.reshape(shape) if values.size == np.prod(shape, dtype=int) else None
+    return Tensor(number, (tensor.name or b"").decode(), shape, dtype, values, constant, sparse)
+
+
+def _names(numbers: type) -> dict[int, str]:
+    return {number: name for name, number in vars(numbers).items() if isinstance(number, int)}
 
 
 def _numbers(given: Sequence[int] | None) -> list[int]:
     return [] if given is None else [int(each) for each in given]
-
-
-def _tensor(number: int, tensor: Any, buffers: Sequence[Any], types: dict[int, str]) -> Tensor:
-    data = buffers[tensor.buffer].data
-    constant = data is not None and len(data) > 0
-    shape, dtype = tuple(_numbers(tensor.shape)), types[tensor.type]
-    values = None
-    if constant and tensor.sparsity is None and hasattr(np, dtype.lower()):
-        values = np.frombuffer(bytes(data), dtype.lower())
-        values = values.reshape(shape) if values.size == np.prod(shape, dtype=int) else None
-    return Tensor(number, (tensor.name or b"").decode(), shape, dtype, values, constant)

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from tfkit.export.operations import Operation, read_program
+
 
 def explicit_padding(content: bytes) -> bytes:
     """Returns a `.tflite` file in which strided convolutions over odd sizes are padded explicitly.
@@ -17,44 +19,40 @@ def explicit_padding(content: bytes) -> bytes:
 
     Args:
         content: The bytes of a file with one graph.
+
+    Raises:
+        ExportError: If they are no such file, or hold several graphs.
     """
+    halves = {each.outputs[0].number: _half(each) for each in read_program(content).operations}
+    if not any(halves.values()):
+        return content
     import flatbuffers
     from ai_edge_litert import schema_py_generated as schema
 
     model = schema.ModelT.InitFromPackedBuf(content, 0)
     (graph,) = model.subgraphs
-    kinds = [max(code.builtinCode, code.deprecatedBuiltinCode) for code in model.operatorCodes]
-    strided = (schema.BuiltinOperator.CONV_2D, schema.BuiltinOperator.DEPTHWISE_CONV_2D)
     operators, pad = [], _Pad(schema, model, graph)
     for operator in graph.operators:
-        if kinds[operator.opcodeIndex] in strided:
-            half = _half(graph, operator, schema)
-            if half is not None:
-                operators.append(pad.before(operator, half))
-        operators.append(operator)
-    if len(operators) == len(graph.operators):
-        return content
+        half = halves.get(int(operator.outputs[0]))
+        operators += [pad.before(operator, half), operator] if half else [operator]
     graph.operators = operators
     builder = flatbuffers.Builder(len(content) + 4096)
     builder.Finish(model.Pack(builder), b"TFL3")
     return bytes(builder.Output())
 
 
-def _half(graph: Any, operator: Any, schema: Any) -> tuple[int, int] | None:
+def _half(convolution: Operation) -> tuple[int, int] | None:
     """Returns half the kernel, if SAME pads by it on all sides and strides hide it."""
-    options = operator.builtinOptions
-    dilated = (options.dilationHFactor, options.dilationWFactor) != (1, 1)
-    if options.padding != schema.Padding.SAME or dilated or (options.strideH, options.strideW) == (1, 1):
+    options = convolution.options
+    if convolution.kind not in ("CONV_2D", "DEPTHWISE_CONV_2D") or options.padding != 0:  # SAME
         return None
-    size = graph.tensors[operator.inputs[0]].shape[1:3]
-    kernel = graph.tensors[operator.inputs[1]].shape[1:3]
-    halves = []
-    for n, k, s in zip(size, kernel, (options.strideH, options.strideW), strict=True):
-        total = max((-(-n // s) - 1) * s + k - n, 0)
-        if total != 2 * (k // 2):
-            return None
-        halves.append(int(k // 2))
-    return halves[0], halves[1]
+    strides = (options.strideH, options.strideW)
+    if strides == (1, 1) or (options.dilationHFactor, options.dilationWFactor) != (1, 1):
+        return None
+    size, kernel = (each.shape[1:3] for each in convolution.inputs[:2])
+    totals = [max((-(-n // s) - 1) * s + k - n, 0) for n, k, s in zip(size, kernel, strides, strict=True)]
+    half = (kernel[0] // 2, kernel[1] // 2)
+    return half if any(half) and totals == [2 * half[0], 2 * half[1]] else None
 
 
 def _numbers(*values: int) -> np.ndarray:

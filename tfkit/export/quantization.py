@@ -4,7 +4,7 @@ import contextlib
 import io
 
 from tfkit.errors import ArgumentError, ArgumentTypeError, ExportError
-from tfkit.export.tensors import read_flatbuffer
+from tfkit.export.operations import read_programs
 
 MIN_ELEMENTS = 1024  # below, the scales and the operator that unpacks eat up what the bytes save
 
@@ -53,7 +53,7 @@ def quantize_weights(content: bytes) -> bytes:
             "`content` must be the bytes of a .tflite file. "
             f"Received: {len(content)} bytes that begin with {bytes(content[:8])!r}."
         )
-    if read_flatbuffer(content).holds_int8:
+    if any(each.holds_int8 for each in read_programs(content)):
         raise ArgumentError(
             "`content` must be a float32 file. Received: content with int8 tensors in it. "
             "Export the model with precision='float32' first."
@@ -65,7 +65,8 @@ def quantize_weights(content: bytes) -> bytes:
             "ai-edge-quantizer must be able to quantize the weights. "
             f"Received: a file of {len(content)} bytes. It says: {str(error)[:1000]}"
         ) from error
-    if wrong := read_flatbuffer(quantized).computes_in_int8:
+    wrong = [kind for each in read_programs(quantized) for kind in each.computes_in_int8]
+    if wrong:
         raise ExportError(
             "int8 weights must reach their operator through DEQUANTIZE, or it would compute in integers. "
             f"Received: a quantized file in which {', '.join(wrong[:3])} takes int8."

@@ -1,101 +1,18 @@
-"""The inside of a `.tflite` file: its operators, and the value of every tensor."""
+"""The value of every tensor of a `.tflite` file."""
 
-import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
 
 from tfkit.errors import ArgumentError, ExportError
-
-
-@dataclasses.dataclass(frozen=True)
-class Operator:
-    """One operator: its kind, and the tensors that it takes and gives, by number."""
-
-    kind: str
-    inputs: tuple[int, ...]
-    outputs: tuple[int, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Flatbuffer:
-    """The graphs of a file as they are written.
-
-    Attributes:
-        graphs: The operators of each graph, in the order in which they run.
-        types: The type of each tensor of each graph, such as ``"INT8"``.
-        constants: Tensors of the first graph that hold data, packed ones left out.
-        sparse: Tensors of the first graph that are sparse-encoded.
-    """
-
-    graphs: tuple[tuple[Operator, ...], ...]
-    types: tuple[tuple[str, ...], ...]
-    constants: frozenset[int]
-    sparse: frozenset[int]
-
-    @property
-    def holds_int8(self) -> bool:
-        """Whether any tensor is int8."""
-        return any("INT8" in types for types in self.types)
-
-    @property
-    def computes_in_int8(self) -> list[str]:
-        """The kinds of operators that take or give int8, but for those that turn it to float."""
-        return [
-            each.kind
-            for types, operators in zip(self.types, self.graphs, strict=True)
-            for each in operators
-            if any(types[k] == "INT8" for k in (*each.inputs, *each.outputs))
-            and (each.kind != "DEQUANTIZE" or any(types[k] == "INT8" for k in each.outputs))
-        ]
-
-    def activations(self, inputs: Sequence[int]) -> tuple[int, ...]:
-        """Returns the tensors that depend on the inputs, in the order in which they are computed."""
-        live = dict.fromkeys(inputs)
-        for operator in self.graphs[0]:
-            if any(each in live for each in operator.inputs):
-                live |= dict.fromkeys(operator.outputs)
-        return tuple(live)
-
-
-def read_flatbuffer(content: bytes) -> Flatbuffer:
-    """Reads the graphs of a `.tflite` file."""
-    from ai_edge_litert import schema_py_generated as schema
-    from ai_edge_litert.tools import flatbuffer_utils
-
-    model = flatbuffer_utils.read_model_from_bytearray(bytearray(content))
-    types = {number: name for name, number in vars(schema.TensorType).items() if isinstance(number, int)}
-    kinds = {number: name for name, number in vars(schema.BuiltinOperator).items() if isinstance(number, int)}
-    codes = [
-        kinds.get(max(each.builtinCode, each.deprecatedBuiltinCode), "?") for each in model.operatorCodes
-    ]
-
-    def numbers(tensors: Sequence[int] | None) -> tuple[int, ...]:
-        return tuple(int(each) for each in (() if tensors is None else tensors) if each >= 0)
-
-    graphs = tuple(
-        tuple(
-            Operator(codes[each.opcodeIndex], numbers(each.inputs), numbers(each.outputs))
-            for each in graph.operators or ()
-        )
-        for graph in model.subgraphs
-    )
-    first = list(enumerate(model.subgraphs[0].tensors))
-    sparse = frozenset(number for number, each in first if each.sparsity is not None)
-    held = (number for number, each in first if model.buffers[each.buffer].data is not None)
-    return Flatbuffer(
-        graphs,
-        tuple(tuple(types[each.type] for each in graph.tensors) for graph in model.subgraphs),
-        frozenset(number for number in held if number not in sparse),
-        sparse,
-    )
+from tfkit.export.operations import read_programs
 
 
 class TensorFile:
     """A `.tflite` file run by LiteRT's plain kernels, with every tensor kept.
 
     Attributes:
-        flatbuffer: The file as it is written.
+        program: The graph that runs first.
         inputs: Numbers of its inputs' tensors, in the model's order.
         outputs: Numbers of its outputs' tensors, in the model's order.
         names: The name of each tensor.
@@ -105,7 +22,7 @@ class TensorFile:
     def __init__(self, content: bytes):
         from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
-        self.flatbuffer = read_flatbuffer(content)
+        self.program, *_ = read_programs(content)
         try:
             self._interpreter = Interpreter(
                 model_content=bytes(content),

@@ -83,9 +83,7 @@ def zeros_kept(model: keras.Model, artifact: Artifact | str | os.PathLike) -> "p
 def _constants(file: TensorFile) -> list[np.ndarray]:
     """Returns every tensor that does not depend on the inputs; packed ones as they are unpacked."""
     file.run([np.zeros(file.shapes[index]) for index in file.inputs])
-    live = set(file.flatbuffer.activations(file.inputs))
-    computed = {index for each in file.flatbuffer.graphs[0] for index in each.outputs}
-    return [file.value(index) for index in sorted((computed | file.flatbuffer.constants) - live)]
+    return [file.value(index) for index in file.program.frozen(file.inputs)]
 
 
 def _pairs(kernel: np.ndarray, constants: list[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
