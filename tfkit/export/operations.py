@@ -63,11 +63,13 @@ class Program:
 
     Attributes:
         operations: Those that compute; unpacking of constants is left out.
+        inputs: The tensors that the file takes, in the order of the graph.
         outputs: Numbers of the tensors that the file gives.
         sparse: Whether a constant is stored in the sparse encoding.
     """
 
     operations: tuple[Operation, ...]
+    inputs: tuple[Tensor, ...]
     outputs: frozenset[int]
     sparse: bool
 
@@ -112,6 +114,7 @@ def read_program(content: bytes) -> Program:
         )
     return Program(
         tuple(operations),
+        tuple(tensors[i] for i in _numbers(graph.inputs)),
         frozenset(_numbers(graph.outputs)),
         any(each.sparsity is not None for each in graph.tensors),
     )
