@@ -60,6 +60,17 @@ def test_debug_lets_the_error_through(error):
     assert CliRunner().invoke(failing(error), ["--debug"]).exception is error
 
 
+def test_advice_names_the_commands_options_and_no_others():
+    @click.command(cls=Command)
+    @click.option("--over-write", is_flag=True)
+    @click.option("--shape")
+    def some(**_):
+        raise tfkit.ArgumentError("Pass over_write=True. Pass shape=(a, b). Pass other=True.")
+
+    done = CliRunner().invoke(some)
+    assert done.stderr == "error: Pass --over-write. Pass --shape a,b. Pass other=True.\n"
+
+
 def test_an_exit_code_of_a_command_stays():
     @click.command(cls=Command)
     @click.pass_context
@@ -78,6 +89,7 @@ def test_every_command_has_help_debug_and_exit_codes(name):
     assert "Exit codes: 0" in done.output
 
 
+@pytest.mark.slow
 def test_a_shell_sees_the_exit_codes(tmp_path):
     (tmp_path / "torn.tflite").write_bytes(b"\0\0\0\0TFL3" + b"\0" * 64)
     helped, wrong, failed = shell("--help"), shell("bench", "none"), shell("bench", tmp_path / "torn.tflite")

@@ -62,6 +62,7 @@ def test_missing_packages_are_named_and_nothing_else_is_tried(monkeypatch):
 # The checks themselves.
 
 
+@pytest.mark.slow
 def test_every_proof_is_really_tried():
     checks = list(check_machine())
     assert [each.proof for each in checks] == PROOFS

@@ -3,6 +3,7 @@
 import difflib
 import json
 import os
+import re
 import shutil
 import textwrap
 from collections.abc import Sequence
@@ -48,7 +49,7 @@ class Command(click.Command):
                 raise
             said = f"{type(error).__name__}: {error} (not foreseen; --debug shows where it arose)"
             code = FAILED
-        click.echo(f"error: {' '.join(said.split())}", err=True)
+        click.echo(f"error: {' '.join(as_options(said).split())}", err=True)
         ctx.exit(code)
 
 
@@ -103,6 +104,19 @@ class BatchSize(click.ParamType):
         if isinstance(value, str) and not (value.isdecimal() and int(value) > 0):
             self.fail(f"{value!r} is neither a number from 1 nor 'open'.", param, ctx)
         return int(value)
+
+
+def as_options(text: str) -> str:
+    """Returns a message of the library with the advice to pass an argument as the command's option."""
+    for option in click.get_current_context().command.params:
+        name = re.escape(option.name)
+        text = re.sub(rf"\bPass {name}=True\b", f"Pass {option.opts[0]}", text)
+        text = re.sub(
+            rf"\bPass {name}=\(([^()]*)\)",
+            lambda found, word=option.opts[0]: f"Pass {word} {found[1].replace(' ', '')}",
+            text,
+        )
+    return text
 
 
 def echo_json(value: Any) -> None:

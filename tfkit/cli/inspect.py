@@ -10,6 +10,7 @@ from tfkit.cli.command import (
     Command,
     Shape,
     Targets,
+    as_options,
     echo_json,
     echo_paragraph,
     echo_table,
@@ -18,6 +19,7 @@ from tfkit.cli.command import (
 )
 
 if TYPE_CHECKING:
+    import keras
     import pandas as pd
 
 NEIGHBOURS = "its neighbours cannot"  # a consequence, no cause
@@ -74,15 +76,15 @@ def _inspect_keras(file: pathlib.Path, input_shape: tuple[int | None, ...] | Non
             notes.append(f"The work of {', '.join(uncounted)} is not known and counts as none.")
     except tfkit.TfkitError as error:
         flops = None
-        notes.append(f"The work was not counted. {error}")
+        notes.append(f"The work was not counted. {as_options(str(error))}")
     targets = {target: _target(model, target, input_shape) for target in Targets.known}
     parameters = int(layers.parameters.sum())
-    zeros = float((layers.sparsity * layers.parameters).sum() / parameters) if parameters else 0.0
+    zeros = _zeros(model)
     found = {
         "file": str(file),
         "name": model.name,
-        "inputs": [list(each.shape) for each in model.inputs or []],
-        "outputs": [list(each.shape) for each in model.outputs or []],
+        "inputs": [list(each.shape) for each in getattr(model, "inputs", None) or []],
+        "outputs": [list(each.shape) for each in getattr(model, "outputs", None) or []],
         "parameters": parameters,
         "sparsity": zeros,
         "flops": flops,
@@ -101,7 +103,7 @@ def _inspect_keras(file: pathlib.Path, input_shape: tuple[int | None, ...] | Non
     echo_table(shown)
     click.echo()
     work = "" if flops is None else f", {flops:,} multiplications and additions a sample"
-    echo_paragraph(f"{model.name}: {parameters:,} parameters, {zeros:.1%} of them zero{work}.")
+    echo_paragraph(f"{model.name}: {parameters:,} parameters, {zeros:.1%} of the kernels zero{work}.")
     for note in notes:
         echo_paragraph(note, indent="  ")
     alike: dict[str, list[str]] = {}
@@ -111,16 +113,25 @@ def _inspect_keras(file: pathlib.Path, input_shape: tuple[int | None, ...] | Non
         echo_paragraph(f"{', '.join(names)}: {words}", indent="  ")
 
 
+def _zeros(model: "keras.Model") -> float:
+    """Returns the share of zeros among the weights that `layer_table` looks at, of all layers together."""
+    import numpy as np
+
+    kernels = [np.asarray(x) for x in model.weights if len(x.shape) > 1 and "bias" not in x.name]
+    total = sum(each.size for each in kernels)
+    return float(sum((each == 0).sum() for each in kernels) / total) if total else 0.0
+
+
 def _or_none(column: "pd.Series") -> list[int | None]:
     return [None if missing else int(value) for value, missing in zip(column, column.isna())]
 
 
-def _target(model: Any, target: str, input_shape: tuple[int | None, ...] | None) -> dict[str, Any]:
+def _target(model: "keras.Model", target: str, input_shape: tuple[int | None, ...] | None) -> dict[str, Any]:
     """Returns the verdict for a target, and the first thing that stands behind it."""
     try:
         table = tfkit.explain_deployment(model, target, input_shape=input_shape)
     except tfkit.TfkitError as error:
-        return {"verdict": None, "layer": "", "operation": "", "reason": str(error), "remedy": ""}
+        return {"verdict": None, "layer": "", "operation": "", "reason": as_options(str(error)), "remedy": ""}
     verdict = table.attrs["verdict"]
     causes = table[(table.runs == verdict) & (table.reason != "")]
     causes = causes[~causes.reason.str.startswith(NEIGHBOURS)]
