@@ -265,5 +265,5 @@ def test_the_child_imports_nothing_but_numpy_and_a_runtime():
         if isinstance(node, ast.Import | ast.ImportFrom)
         for alias in node.names
     }
-    standard = {"collections", "json", "os", "pathlib", "sys", "time", "typing"}
+    standard = {"collections", "contextlib", "json", "os", "pathlib", "sys", "time", "typing"}
     assert names == standard | {"ai_edge_litert", "numpy", "tensorflow"}

@@ -6,7 +6,7 @@ from typing import Any
 
 from tfkit.export.artifact import Artifact
 from tfkit.export.benchmark import benchmark
-from tfkit.export.deployment import explain_deployment
+from tfkit.export.deployment import explain_deployment, explain_tflite
 from tfkit.export.layer_error import quantization_error
 from tfkit.export.manifest import ExportReport
 from tfkit.export.parity import Parity, check_parity
@@ -24,6 +24,7 @@ __all__ = [
     "benchmark",
     "check_parity",
     "explain_deployment",
+    "explain_tflite",
     "export",
     "export_saved_model",
     "export_tflite",

@@ -1,6 +1,7 @@
 """Running artifacts in a process of its own: what crashes there, or never ends, does no harm here."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import pathlib
@@ -44,6 +45,21 @@ def has_avx() -> bool:
     return "flags" not in words or "avx" in words
 
 
+@dataclasses.dataclass(frozen=True)
+class ApartRun:
+    """What an artifact did in a process of its own.
+
+    Attributes:
+        outputs: One array for each output, ``(samples, …)``.
+        memory_bytes: What the artifact added to the process's memory at its peak, from loading it to its
+            last output, its inputs and outputs included, the runtime itself left out; None where
+            the system does not tell.
+    """
+
+    outputs: list[np.ndarray]
+    memory_bytes: int | None
+
+
 def run_apart(
     path: str | os.PathLike,
     arrays: Sequence[np.ndarray] | None,
@@ -82,6 +98,32 @@ def run_apart(
         >>> artifact = tfkit.export_tflite(model, pathlib.Path(tempfile.mkdtemp(), "model.tflite"))
         >>> [output.shape for output in run_apart(artifact.path, [np.zeros((5, 8, 8, 3))])]
         [(5, 8, 8, 1)]
+    """
+    options = {"processor": processor, "threads": threads, "signature": signature}
+    return measure_apart(path, arrays, **options, time_limit_s=time_limit_s).outputs
+
+
+def measure_apart(
+    path: str | os.PathLike,
+    arrays: Sequence[np.ndarray] | None,
+    *,
+    processor: Processor = "this",
+    threads: int = 1,
+    signature: str = runners.SERVING,
+    time_limit_s: float = 600.0,
+) -> ApartRun:
+    """Runs an artifact as `run_apart` does and tells what memory that took.
+
+    Args:
+        path: As for `run_apart`, like all others.
+        arrays: Samples.
+        processor: The processor.
+        threads: Threads of LiteRT.
+        signature: The signature.
+        time_limit_s: Seconds.
+
+    Raises:
+        TfkitError: As `run_apart` does.
     """
     path = pathlib.Path(path).expanduser().absolute()
     kind = kind_of(path)
@@ -123,7 +165,8 @@ def run_apart(
                 f"{_end(code)} while {happened['stage']} {where}. Export it again. "
                 f"Last lines: {_last((folder / 'log').read_text(errors='replace')) or 'none'}"
             )
-        return [np.load(folder / f"output_{number}.npy") for number in range(happened["outputs"])]
+        outputs = [np.load(folder / f"output_{number}.npy") for number in range(happened["outputs"])]
+        return ApartRun(outputs, happened["memory_bytes"])
 
 
 def write_job(
@@ -148,7 +191,8 @@ def read_job(folder: pathlib.Path) -> dict[str, Any]:
     try:
         return json.loads((folder / "happened.json").read_text())
     except (OSError, ValueError):
-        return {"stage": "starting", "fault": None, "text": "", "outputs": 0, "seconds": []}
+        nothing = {"stage": "starting", "fault": None, "text": "", "outputs": 0}
+        return nothing | {"seconds": [], "memory_bytes": None}
 
 
 def command(processor: Processor, folder: pathlib.Path) -> list[str]:

@@ -66,11 +66,13 @@ class Program:
     Attributes:
         operations: Those that compute; unpacking of constants is left out.
         tensors: All tensors by number; what is unpacked from constants counts as constant.
+        inputs: The tensors that the graph takes, in its order.
         outputs: Numbers of the tensors that the graph gives.
     """
 
     operations: tuple[Operation, ...]
     tensors: tuple[Tensor, ...]
+    inputs: tuple[Tensor, ...]
     outputs: frozenset[int]
 
     @property
@@ -165,7 +167,8 @@ def _read_graph(model: Any, graph: Any, kinds: dict[int, str], types: dict[int, 
             continue
         given = tuple(tensors[i] for i in outputs)
         operations.append(Operation(len(operations), kind, inputs, given, each.builtinOptions))
-    return Program(tuple(operations), tuple(tensors), frozenset(_numbers(graph.outputs)))
+    taken = tuple(tensors[i] for i in _numbers(graph.inputs))
+    return Program(tuple(operations), tuple(tensors), taken, frozenset(_numbers(graph.outputs)))
 
 
 def _read_tensor(number: int, tensor: Any, buffers: Sequence[Any], types: dict[int, str]) -> Tensor:

@@ -7,9 +7,11 @@ an artifact in a process of its own, which may crash without taking anybody alon
   (timed calls of the first batch, after the outputs are known);
 - ``input_0.npy``, … come in, ``output_0.npy``, … go out, the samples stacked;
 - ``happened.json``: `stage` (``loading``, ``running``, ``timing`` or ``done``), `fault` (None,
-  ``load``, ``inputs`` or ``run``) with its `text`, `outputs` (how many), `seconds` (of each round).
+  ``load``, ``inputs`` or ``run``) with its `text`, `outputs` (how many), `seconds` (of each round),
+  `memory_bytes` (what loading and running the artifact added at its peak; None where unknown).
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -90,6 +92,14 @@ def _by_number(name: str) -> tuple[int, str]:
     return len(name), name
 
 
+def start(kind: Kind) -> None:
+    """Imports a runtime, whose own memory is not the artifact's."""
+    if kind == "tflite":
+        pass
+    else:
+        import tensorflow  # noqa: F401
+
+
 class LiteRT:
     """A `.tflite` file on LiteRT, by its signature: inputs by name, outputs by number."""
 
@@ -144,7 +154,8 @@ class SavedModel:
 def main(folder: pathlib.Path) -> int:
     """Does the job in a folder and returns the exit code: 0, or 1 if Python saw it fail."""
     job = json.loads((folder / "job.json").read_text())
-    happened = {"stage": "loading", "fault": None, "text": "", "outputs": 0, "seconds": []}
+    happened = {"stage": "loading", "fault": None, "text": "", "outputs": 0}
+    happened |= {"seconds": [], "memory_bytes": None}
 
     def note(**news: Any) -> None:
         (folder / "happened.json").write_text(json.dumps(happened | news))
@@ -153,6 +164,8 @@ def main(folder: pathlib.Path) -> int:
     fault = "load"
     note()
     try:
+        start(job["kind"])
+        before = Memory.now()
         run = load(job["path"], job["kind"], job["threads"], job["signature"])
         fault = "run"
         note(stage="running")
@@ -161,7 +174,7 @@ def main(folder: pathlib.Path) -> int:
         outputs = in_batches(run, arrays)
         for number, output in enumerate(outputs):
             np.save(folder / f"output_{number}.npy", plain(output), allow_pickle=False)
-        note(stage="timing", outputs=len(outputs))
+        note(stage="timing", outputs=len(outputs), memory_bytes=before.added())
         first = [array[: len(zeros)] for array, zeros in zip(arrays, run.zeros(), strict=True)]
         note(stage="done", seconds=[_seconds(run, first) for _ in range(job["rounds"])])
     except UnfitError as error:
@@ -169,6 +182,36 @@ def main(folder: pathlib.Path) -> int:
     except Exception as error:  # whatever a runtime raises is the answer
         note(fault=fault, text=f"{type(error).__name__}: {error}")
     return 0 if happened["fault"] is None else 1
+
+
+class Memory:
+    """A process's memory at one time, by Linux's account: ``VmRSS`` now, and ``VmHWM``, its peak so far."""
+
+    def __init__(self, resident: int | None, peak: int | None):
+        self.resident, self.peak = resident, peak
+
+    @classmethod
+    def now(cls) -> "Memory":
+        """Notes it, and lets the peak begin again from here where that is allowed."""
+        with contextlib.suppress(OSError):
+            pathlib.Path("/proc/self/clear_refs").write_text("5")
+        return cls(_status("VmRSS"), _status("VmHWM"))
+
+    def added(self) -> int | None:
+        """Returns how far the peak lies above what was resident; None where the peak is an older one."""
+        peak = _status("VmHWM")
+        if peak is None or self.resident is None:
+            return None
+        # an older, higher peak hides the new one
+        return peak - self.resident if peak > self.peak or self.peak == self.resident else None
+
+
+def _status(name: str) -> int | None:
+    try:
+        lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+    except (OSError, StopIteration, ValueError):
+        return None
 
 
 def _seconds(run: Runner, arrays: list[np.ndarray]) -> float:
