@@ -1,6 +1,5 @@
 """What a target's runtime will do with a model, operation by operation."""
 
-import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
@@ -8,6 +7,7 @@ import keras
 
 from tfkit import graph
 from tfkit.errors import ArgumentError
+from tfkit.export.names import LayerNames
 from tfkit.export.operations import Operation, read_program
 from tfkit.export.padding import explicit_padding
 from tfkit.export.signature import input_specs
@@ -93,9 +93,9 @@ def explain_deployment(
     require_target(target)
     graph.require_finite(graph.require_model(model))
     program = read_program(convert_dense(model, input_shape))
-    names = _Names(model)
+    names = LayerNames(model)
     if target == "gpu":
-        rows = [_gpu_row(operation) for operation in program.operations]
+        rows = [gpu_row(operation) for operation in program.operations]
         verdict = "cpu" if any(row["runs"] == "cpu" for row in rows) else "gpu"
         operations = program.operations
     else:
@@ -106,7 +106,7 @@ def explain_deployment(
             why = "XNNPACK has no sparse kernels for x86 with AVX"
             rows, verdict = [{"runs": "dense", "reason": why, "remedy": ""} for _ in rows], "dense"
     for row, operation in zip(rows, operations, strict=True):
-        row |= {"layer": names.path(operation.name), "operation": operation.kind}
+        row |= {"layer": names.of(operation), "operation": operation.kind}
     table = pd.DataFrame(rows, columns=COLUMNS)
     table.attrs["verdict"] = verdict
     return table
@@ -148,7 +148,8 @@ def _remedy(verdict: Verdict, reason: str) -> str:
     return ""
 
 
-def _gpu_row(operation: Operation) -> dict[str, str]:
+def gpu_row(operation: Operation) -> dict[str, str]:
+    """Tells whether GPU delegates take an operation: `runs`, `reason` and `remedy` of its row."""
     tensors = (*operation.inputs, *operation.outputs)
     if operation.kind not in _GPU:
         return {"runs": "cpu", "reason": f"GPU delegates lack {operation.kind}", "remedy": ""}
@@ -157,21 +158,3 @@ def _gpu_row(operation: Operation) -> dict[str, str]:
         remedy = "UpSampling2D(interpolation='bilinear')" if operation.kind in ("TILE", "RESHAPE") else ""
         return {"runs": "cpu", "reason": reason, "remedy": remedy}
     return {"runs": "gpu", "reason": "", "remedy": ""}
-
-
-class _Names:
-    """Finds a layer by the name that the converter gave its operation."""
-
-    def __init__(self, model: keras.Model):
-        flow = graph.read_flow(model)
-        calls = flow.calls if flow is not None else ()
-        self._paths = {call.operation.name: call.path for call in calls}
-
-    def path(self, name: str) -> str:
-        """Returns the path of the layer, empty if the name does not tell."""
-        for part in reversed(re.split(r"[/;]", name)):
-            # a name that was taken before has a number behind it
-            for known in (re.sub(r"_\d+$", "", part), part):
-                if known in self._paths:
-                    return self._paths[known]
-        return ""

@@ -39,6 +39,7 @@ def write_report(
     table: "pd.DataFrame",
     figures: Sequence[Figure] = (),
     notes: Sequence[str] = (),
+    heading: str = "Every stage",
 ) -> pathlib.Path:
     """Writes a self-contained HTML page: findings, a table, pictures, notes.
 
@@ -49,6 +50,7 @@ def write_report(
         table: Rows as text, ready to read; the first column names the row.
         figures: Pictures, in order.
         notes: How the figures were obtained.
+        heading: What the table shows.
 
     Returns:
         The path.
@@ -72,6 +74,7 @@ def write_report(
         rows=table.to_numpy().tolist(),
         figures=figures,
         notes=notes,
+        heading=heading,
     )
     path = pathlib.Path(path)
     path.write_text(page, encoding="utf-8")
