@@ -171,10 +171,13 @@ def staged(path: pathlib.Path) -> Iterator[pathlib.Path]:
                 before.rename(path)
             raise
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        # an export inside this one has said so of its own, temporary path
+        cause = error.__cause__ if isinstance(error, OutputPathError) else error
+        if getattr(cause, "errno", None) not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise OutputPathError(
-            f"The disk must have room for what is written. Received: path={str(path)!r} ({error}). "
+            "The disk must have room for what is written. "
+            f"Received: path={str(path)!r} ({os.strerror(cause.errno)}). "
             "Nothing was written. Make room or choose another place."
         ) from error
     finally:

@@ -259,8 +259,18 @@ class Maker:
 
     @functools.cached_property
     def keras_score(self) -> float | None:
-        """What `evaluate` says of the model itself."""
-        return self.score(keras_predict(self.model))
+        """What `evaluate` says of the model itself.
+
+        Raises:
+            ArgumentError: If that is no finite number.
+        """
+        score = self.score(keras_predict(self.model))
+        if score is not None and not np.isfinite(score):
+            raise ArgumentError(
+                "`evaluate` must return a number, more being better. "
+                f"Received: {score!r} of the Keras model itself."
+            )
+        return score
 
     def score(self, predict: Predict) -> float | None:
         """What `evaluate` says; None without it.
