@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import importlib
 import json
+import types
 
 import keras
 import numpy as np
@@ -260,14 +261,8 @@ def test_a_model_that_xnnpack_would_compute_wrong_ships_dense(tmp_path):
 
 def test_a_sparse_file_that_is_wrong_without_avx_is_passed_over(tmp_path, monkeypatch):
     """Even if the analysis were mistaken, the proof stands."""
-    module, verdict = module_of("candidates"), module_of("xnnpack").Verdict.SPARSE
-
-    @dataclasses.dataclass
-    class Mistaken:
-        verdict = verdict
-        zeros = 0.95
-
-    monkeypatch.setattr(module, "analyse", lambda program: Mistaken())
+    mistaken = types.SimpleNamespace(verdict=module_of("xnnpack").Verdict.SPARSE, zeros=0.95)
+    monkeypatch.setattr(module_of("candidates"), "analyse", lambda program: mistaken)
     report = export(cluster(True), tmp_path, ("mobile",))
     assert files(report) == {("mobile", DEVICE): "model-float16.tflite"}
     assert "not sparse-float16: A float16 file must agree" in reason(report, "mobile", DEVICE)

@@ -135,7 +135,7 @@ class Maker:
         sparse = [(SPARSE, share)] if zeros else []
         int8 = [("int8", "the fastest dense form on ARM and in wasm")]
         rest = [("float16", "half the size of float32 at its speed"), ("float32", "as exact as Keras")]
-        return (sparse + int8 if zeros >= least else int8 + sparse) + rest
+        return (sparse + int8 if round(zeros, 2) >= least else int8 + sparse) + rest
 
     def _first(self, target: str, runtime: str, candidates: list[tuple[str, str]]) -> dict[str, Any]:
         """Returns the row of the first candidate that passes.

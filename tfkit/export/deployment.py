@@ -23,14 +23,15 @@ COLUMNS = ["layer", "operation", "runs", "reason", "remedy"]
 
 # what LiteRT's GPU delegates take, as `gpu_row` says how it was measured
 _GPU = {
-    "ABS", "ADD", "ATAN2", "AVERAGE_POOL_2D", "BATCH_MATMUL", "CAST", "CEIL", "CONCATENATION", "CONV_2D", "COS",
-    "CUMSUM", "DEPTHWISE_CONV_2D", "DEPTH_TO_SPACE", "DIV", "ELU", "EXP", "FLOOR", "FLOOR_DIV", "FLOOR_MOD",
-    "FULLY_CONNECTED", "GELU", "GREATER", "HARD_SWISH", "LEAKY_RELU", "LOG", "LOGICAL_AND", "LOGISTIC",
-    "MAXIMUM", "MAX_POOL_2D", "MEAN", "MINIMUM", "MIRROR_PAD", "MUL", "NEG", "PAD", "POW", "PRELU",
-    "REDUCE_MAX", "REDUCE_MIN", "REDUCE_PROD", "RELU", "RELU6", "RELU_N1_TO_1", "RESHAPE", "RESIZE_BILINEAR",
-    "RESIZE_NEAREST_NEIGHBOR", "REVERSE_V2", "ROUND", "RSQRT", "SELECT", "SIGN", "SIN", "SLICE", "SOFTMAX",
-    "SPACE_TO_DEPTH", "SPLIT", "SQRT", "SQUARE", "SQUARED_DIFFERENCE", "STRIDED_SLICE", "SUB", "SUM", "TANH",
-    "TRANSPOSE", "TRANSPOSE_CONV", "TILE", "UNPACK",
+    "ABS", "ADD", "ATAN2", "AVERAGE_POOL_2D", "BATCH_MATMUL", "CAST", "CEIL", "CONCATENATION",
+    "CONV_2D", "COS", "CUMSUM", "DEPTHWISE_CONV_2D", "DEPTH_TO_SPACE", "DIV", "ELU", "EXP", "FLOOR",
+    "FLOOR_DIV", "FLOOR_MOD", "FULLY_CONNECTED", "GELU", "GREATER", "HARD_SWISH", "LEAKY_RELU", "LOG",
+    "LOGICAL_AND", "LOGISTIC", "MAXIMUM", "MAX_POOL_2D", "MEAN", "MINIMUM", "MIRROR_PAD", "MUL", "NEG",
+    "PAD", "POW", "PRELU", "REDUCE_MAX", "REDUCE_MIN", "REDUCE_PROD", "RELU", "RELU6", "RELU_N1_TO_1",
+    "RESHAPE", "RESIZE_BILINEAR", "RESIZE_NEAREST_NEIGHBOR", "REVERSE_V2", "ROUND", "RSQRT", "SELECT",
+    "SIGN", "SIN", "SLICE", "SOFTMAX", "SPACE_TO_DEPTH", "SPLIT", "SQRT", "SQUARE",
+    "SQUARED_DIFFERENCE", "STRIDED_SLICE", "SUB", "SUM", "TANH", "TILE", "TRANSPOSE", "TRANSPOSE_CONV",
+    "UNPACK",
 }  # fmt: skip
 _GPU_MOST_DIMENSIONS, _GPU_FEWER_DIMENSIONS = 5, {"TILE": 4}
 _REWRITTEN = (
@@ -165,7 +166,7 @@ def gpu_row(operation: Operation) -> dict[str, str]:
         return {"runs": "cpu", "reason": f"GPU delegates lack {operation.kind}", "remedy": ""}
     most = _GPU_FEWER_DIMENSIONS.get(operation.kind, _GPU_MOST_DIMENSIONS)
     if wide := [x for x in tensors if len(x.shape) > most]:
-        reason = f"{operation.kind} of a tensor of {len(wide[0].shape)} dimensions; GPU delegates take up to {most}"
+        reason = f"{operation.kind} of a tensor of {len(wide[0].shape)} dimensions; GPU delegates take {most}"
         remedy = "UpSampling2D(interpolation='bilinear')" if operation.kind == "TILE" else ""
         return {"runs": "cpu", "reason": reason, "remedy": remedy}
     return {"runs": "gpu", "reason": "", "remedy": ""}

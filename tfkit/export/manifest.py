@@ -184,13 +184,12 @@ def _write_page(folder: pathlib.Path, manifest: Mapping[str, Any]) -> None:
             "target": row["target"],
             "runtime": row["runtime"],
             "file": row["file"],
-            "MB": f"{row['size_bytes'] / 1e6:.2f}",
+            "MB": f"{row['size_bytes'] / 1e6:.3g}",
             "off by": f"{row['relative_error']:.1e}",
             "score": _number(row["score"], ".4g"),
             "ms here": _number(row["latency_ms"], ".2f"),
-            "times as fast": _number(row["speedup"], ".2f"),
+            "speed-up": _number(row["speedup"], ".2f"),
             "proven on": ", ".join(row["proofs"]),
-            "why": row["reason"],
         }
         for row in manifest["targets"]
     ]
@@ -198,7 +197,7 @@ def _write_page(folder: pathlib.Path, manifest: Mapping[str, Any]) -> None:
     stages = [
         f"{each['stage']}: "
         + (f"score {each['score']:.5g}, " if each["score"] is not None else "")
-        + f"{each['size_bytes'] / 1e6:.2f} MB"
+        + f"{each['size_bytes'] / 1e6:.3g} MB"
         for each in manifest["models"]
     ]
     measured = [each for each in manifest["considered"] if each.get("latency_ms")]
@@ -219,7 +218,10 @@ def _write_page(folder: pathlib.Path, manifest: Mapping[str, Any]) -> None:
         folder / PAGE,
         title=f"{manifest['model']['name']}: what ships where",
         summary=[
-            *(f"{row['target']}, {row['runtime']}: {row['file']}" for row in manifest["targets"]),
+            *(
+                f"{row['target']}, {row['runtime']}: {row['file']} – {row['reason']}."
+                for row in manifest["targets"]
+            ),
             *(note for note in manifest["notes"] if note.startswith(IMPORTANT)),
             *stages,
         ],

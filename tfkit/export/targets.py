@@ -16,7 +16,7 @@ from tfkit import graph
 from tfkit.errors import ArgumentError, ArgumentTypeError, OutputPathError
 from tfkit.export.apart import has_avx
 from tfkit.export.artifact import remove_leftovers, staged, writable
-from tfkit.export.candidates import Maker, Predict, keras_predict
+from tfkit.export.candidates import Made, Maker, Predict, keras_predict
 from tfkit.export.deployment import TARGETS, require_target
 from tfkit.export.manifest import ExportReport, foreign_files, write_manifest
 from tfkit.export.signature import input_specs, random_samples, require_range, samples
@@ -190,6 +190,11 @@ def _steps(verbose: int) -> Iterator[Callable[[str], None]]:
         yield lambda text: status.update(f"export: {text}")
 
 
+def _timed(made: Made) -> bool:
+    """Tells whether a time on this machine says something: with AVX, sparse kernels do not run."""
+    return not made.artifact.sparse or not has_avx()
+
+
 def _finish(
     maker: Maker, rows: list[dict[str, Any]], folder: pathlib.Path, baseline: keras.Model | None
 ) -> None:
@@ -208,7 +213,7 @@ def _finish(
                 "shipped": name in chosen,
                 "precision": made.artifact.precision,
                 "size_bytes": made.artifact.size_bytes,
-                "latency_ms": made.latency_ms,
+                "latency_ms": made.latency_ms if _timed(made) else None,
                 "score": made.score,
             }
         )
@@ -216,13 +221,11 @@ def _finish(
             shutil.move(path, folder / path.name)
     for row in rows:
         made = maker.made[row["candidate"]]
-        # sparse kernels do not run here: a time would mislead
-        timed = not made.artifact.sparse or not has_avx()
         path = folder / row["file"]
         row |= {"size_bytes": disk_bytes(path), "gzip_bytes": gzip_bytes(path), "score": made.score}
         row |= {
-            "latency_ms": made.latency_ms if timed else None,
-            "speedup": made.speedup if timed else None,
+            "latency_ms": made.latency_ms if _timed(made) else None,
+            "speedup": made.speedup if _timed(made) else None,
         }
     count = sum(int(np.prod(each.shape)) for each in maker.model.weights)
     zeros = sum(int((keras.ops.convert_to_numpy(each) == 0).sum()) for each in maker.model.weights)

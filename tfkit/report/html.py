@@ -31,6 +31,13 @@ class Figure:
         return f"data:image/png;base64,{base64.b64encode(self.png).decode()}"
 
 
+def _kind(cell: object) -> str:
+    """Returns the classes of a cell: words stand to the left, long ones may wrap, numbers neither."""
+    if not isinstance(cell, str) or not cell[:1].isalpha():
+        return ""
+    return "word text" if len(cell) > 20 and " " in cell else "word"
+
+
 def write_report(
     path: str | os.PathLike,
     *,
@@ -75,6 +82,7 @@ def write_report(
         figures=figures,
         notes=notes,
         heading=heading,
+        kind=_kind,
     )
     path = pathlib.Path(path)
     path.write_text(page, encoding="utf-8")
