@@ -68,7 +68,7 @@ def never_net():
     return tfkit.prune_now(model, 0.9)
 
 
-def mirrored_net():
+def open_net():
     """Small, with sizes as they are given."""
     keras.utils.set_random_seed(0)
     inputs = keras.Input((None, None, 3))
@@ -384,7 +384,7 @@ def test_a_dataset_gives_the_data(tmp_path):
 
 
 def test_sizes_and_batch_are_left_open_on_request(tmp_path):
-    model = mirrored_net()
+    model = open_net()
     report = export(model, tmp_path, "mobile", batch_size=None, input_shape=(None, None, 3), runs=2)
     interpreter = module_of("runners").load(report.path("mobile"), "tflite").__dict__["_interpreter"]
     (details,) = interpreter.get_input_details()

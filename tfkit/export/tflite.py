@@ -173,6 +173,12 @@ def _write(
     """Returns a file, and whether its weights are sparse-encoded."""
     provable = not has_avx() or emulator() is not None or accept_unproven
     possible = precision != "int8" and all(size is not None for spec in specs for size in spec.shape)
+    if sparse is True and not possible:
+        raise ExportError(
+            "XNNPACK's sparse kernels take a model in floats, and its sizes must be fixed. "
+            f"Received: sparse=True, inputs {[tuple(spec.shape) for spec in specs]}. "
+            "Pass batch_size and input_shape."
+        )
     if sparse is True and not provable:
         raise ExportError(
             "A sparse-encoded file must be proven as on a processor without AVX before it ships. "
