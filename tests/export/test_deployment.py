@@ -8,7 +8,7 @@ from keras import layers, ops
 import tfkit
 from tests import models
 from tests.export.sparse_files import cluster
-from tests.export.test_targets import eligible_net, never_net
+from tests.export.target_nets import eligible_net, never_net
 from tfkit.export.browser import run_in_browser
 from tfkit.export.names import LayerNames
 

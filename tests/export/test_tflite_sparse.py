@@ -9,7 +9,7 @@ from keras import layers
 
 import tfkit
 from tests.export.sparse_files import cluster
-from tests.export.test_targets import eligible_net, never_net
+from tests.export.target_nets import eligible_net, never_net
 from tfkit.export.operations import read_program
 
 RNG = np.random.default_rng(0)
