@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import errno
+import hashlib
 import os
 import pathlib
 import re
@@ -154,8 +156,8 @@ def staged(path: pathlib.Path) -> Iterator[pathlib.Path]:
     stood there before still does. What a process left behind that was killed on the way is
     removed at the next run.
     """
-    _remove_leftovers(path)
-    prefix = f".{path.name[:100]}.{os.getpid()}-"
+    remove_leftovers(path)
+    prefix = f"{_stem(path)}{os.getpid()}-"
     folder = pathlib.Path(tempfile.mkdtemp(prefix=prefix, suffix=".partial", dir=path.parent))
     try:
         temporary, before = folder / path.name, folder / "before"
@@ -168,13 +170,29 @@ def staged(path: pathlib.Path) -> Iterator[pathlib.Path]:
             if before.exists():
                 before.rename(path)
             raise
+    except OSError as error:
+        # an export inside this one has said so of its own, temporary path
+        cause = error.__cause__ if isinstance(error, OutputPathError) else error
+        if getattr(cause, "errno", None) not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise OutputPathError(
+            "The disk must have room for what is written. "
+            f"Received: path={str(path)!r} ({os.strerror(cause.errno)}). "
+            "Nothing was written. Make room or choose another place."
+        ) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _remove_leftovers(path: pathlib.Path) -> None:
-    """Removes what exports to `path` left behind whose process is gone."""
-    pattern = re.compile(re.escape(f".{path.name[:100]}.") + r"(\d+)-.*\.partial")
+def _stem(path: pathlib.Path) -> str:
+    """Returns what temporary names for `path` begin with, and no other path's do."""
+    name = os.fsencode(path.name)
+    return f".{path.name if len(name) <= 100 else hashlib.sha256(name).hexdigest()}."
+
+
+def remove_leftovers(path: pathlib.Path) -> None:
+    """Removes what exports to `path` left behind whose process is gone; puts back what they moved away."""
+    pattern = re.compile(re.escape(_stem(path)) + r"(\d+)-[^.]*\.partial")
     for folder in path.parent.iterdir():
         found = pattern.fullmatch(folder.name)
         if found is None or _runs(int(found[1])):

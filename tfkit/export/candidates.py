@@ -11,12 +11,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfkit.errors import ExportError, ParityError
+from tfkit import graph
+from tfkit.errors import ArgumentError, ExportError
 from tfkit.export.apart import EMULATOR_MISSING, emulator, has_avx
 from tfkit.export.artifact import Artifact
 from tfkit.export.benchmark import benchmark
 from tfkit.export.browser import run_in_browser
-from tfkit.export.deployment import convert_dense
+from tfkit.export.deployment import convert_dense, gpu_row
 from tfkit.export.operations import read_program
 from tfkit.export.parity import TOLERANCE, compare
 from tfkit.export.saved_model import export_saved_model
@@ -35,6 +36,17 @@ Predict = Callable[[Any], Any]
 
 class Passed(Exception):  # noqa: N818 - no error: the next candidate's turn
     """A candidate that is not shipped, and why."""
+
+
+def keras_predict(model: keras.Model) -> Predict:
+    """Returns the model as `Artifact.predict` is: lists of arrays in, an array or a list of arrays out."""
+
+    def predict(x: Any) -> Any:
+        inputs = keras.tree.pack_sequence_as(graph.input_structure(model), keras.tree.flatten(x))
+        outputs = keras.tree.flatten(model.predict(inputs, verbose=0))
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    return predict
 
 
 @dataclasses.dataclass
@@ -76,33 +88,61 @@ class Maker:
     # --- choosing --------------------------------------------------------------------------------
 
     def choose(self, target: str) -> list[dict[str, Any]]:
-        """Returns the rows of a target's report."""
-        if target == "desktop":
-            device = [("int8", "about twice as fast as float32 on x86 with AVX"), ("float32", "exact")]
-            return [self._server(target), self._first(target, DEVICE, device)]
+        """Returns the rows of a target's report; a runtime that nothing passes for has a note instead.
+
+        Raises:
+            ExportError: If nothing passes for any of the target's runtimes.
+        """
+        rows, without = [], {}
+        for runtime, candidates in self._tried(target).items():
+            try:
+                rows.append(self._first(target, runtime, candidates))
+            except Passed as why:
+                without[runtime] = str(why)
+        if not rows:
+            tried = "; ".join(f"on {runtime} {why}" for runtime, why in without.items())
+            raise ExportError(
+                "Something must pass for every target. "
+                f"Received: model={self.model.name!r}, target={target!r}. Tried were {tried}."
+            )
+        for runtime, why in without.items():
+            instead = f" Use {rows[0]['file']} there, on {rows[0]['runtime']}."
+            self.notes.append(f"Nothing ships to {target} for {runtime}: {why}.{instead}")
+        return rows
+
+    def _tried(self, target: str) -> dict[str, list[tuple[str, str]]]:
+        """Returns for each runtime of a target the candidates in order, each with what speaks for it."""
+        server = [("saved_model", "servers, any batch size; TensorFlow's own GPU code")]
         dense = [
             (
                 "float16",
                 "half the size; GPUs compute in float16 or unpack it, and cannot read sparse weights",
             ),
-            ("float32", "float16 did not pass"),
+            ("float32", "as exact as Keras"),
         ]
+        if target == "desktop":
+            device = [("int8", "about twice as fast as float32 on x86 with AVX"), ("float32", "exact")]
+            return {SERVER: server, DEVICE: device}
         if target == "gpu":
-            return [self._server(target), self._first(target, DEVICE, dense)]
-        runtime = DEVICE if target == "mobile" else WASM
-        rows = [self._first(target, runtime, self._for_processors(target))]
-        return [*rows, self._first(target, WEBGPU, dense)] if target == "web" else rows
+            return {SERVER: server, DEVICE: dense}
+        if target == "mobile":
+            return {DEVICE: self._for_processors(target)}
+        return {WASM: self._for_processors(target), WEBGPU: dense}
 
     def _for_processors(self, target: str) -> list[tuple[str, str]]:
         zeros, least = self.sparse_form[1], FASTER_THAN_INT8[target]
         share = f"XNNPACK's sparse kernels take it, with {100 * zeros:.0f}% zeros in the 1x1 convolutions"
         sparse = [(SPARSE, share)] if zeros else []
         int8 = [("int8", "the fastest dense form on ARM and in wasm")]
-        rest = [("float16", "half the size of float32 at its speed"), ("float32", "float16 did not pass")]
-        return (sparse + int8 if zeros >= least else int8 + sparse) + rest
+        rest = [("float16", "half the size of float32 at its speed"), ("float32", "as exact as Keras")]
+        return (sparse + int8 if round(zeros, 2) >= least else int8 + sparse) + rest
 
     def _first(self, target: str, runtime: str, candidates: list[tuple[str, str]]) -> dict[str, Any]:
-        """Returns the row of the first candidate that passes."""
+        """Returns the row of the first candidate that passes.
+
+        Raises:
+            Passed: If none does.
+        """
         passed = []
         for name, reason in candidates:
             try:
@@ -111,18 +151,16 @@ class Maker:
             except Passed as why:
                 passed.append(f"{name}: {why}")
                 continue
-            reason = "; ".join([reason, *(f"not {each}" for each in passed)])
+            left = self._left_by_gpu(made.artifact) if (target, runtime) == ("gpu", DEVICE) else []
+            reason = "; ".join([reason, *left, *(f"not {each}" for each in passed)])
             return self._row(target, runtime, name, made, reason, proofs)
-        raise ExportError(
-            f"Something must pass for every target. Received: model={self.model.name!r}, target={target!r}. "
-            f"Tried were {'; '.join(passed)}."
-        )
+        raise Passed("; ".join(passed))
 
-    def _server(self, target: str) -> dict[str, Any]:
-        made = self._get("saved_model")
-        return self._row(
-            target, SERVER, "saved_model", made, "servers, any batch size; TensorFlow's own GPU code"
-        )
+    def _left_by_gpu(self, artifact: Artifact) -> list[str]:
+        """Says what GPU delegates leave to the processor, if anything."""
+        rows = [(each.kind, gpu_row(each)) for each in read_program(artifact.path.read_bytes()).operations]
+        kinds = sorted({kind for kind, row in rows if row["runs"] == "cpu"})
+        return [f"GPU delegates leave {', '.join(kinds)} to the processor"] if kinds else []
 
     def _row(
         self, target: str, runtime: str, name: str, made: Made, reason: str, proofs: Sequence[str] = ()
@@ -152,8 +190,8 @@ class Maker:
             self.step(name)
             try:
                 self.made[name] = self._judged(self._make(name))
-            except (Passed, ParityError) as why:
-                self.made[name] = str(why)
+            except (Passed, ExportError) as why:
+                self.made[name] = str(why).rstrip(".")
         made = self.made[name]
         if isinstance(made, str):
             raise Passed(made)
@@ -187,7 +225,7 @@ class Maker:
             if not self.accept_unproven:
                 raise Passed(f"it could not be proven. {EMULATOR_MISSING}")
             self.notes.append(
-                f"{path.name} is NOT proven as without AVX, which was accepted. {EMULATOR_MISSING}"
+                f"NOT proven as without AVX, which was accepted: {path.name}. {EMULATOR_MISSING}"
             )
         path.write_bytes(convert_model(self.sparse_form[0], self.specs, "float16", [], sparse=True))
         parity, proofs = prove(self.model, path, self.arrays, "float16", sparse=True)
@@ -221,11 +259,34 @@ class Maker:
 
     @functools.cached_property
     def keras_score(self) -> float | None:
-        """What `evaluate` says of the model itself."""
-        return self.score(functools.partial(self.model.predict, verbose=0))
+        """What `evaluate` says of the model itself.
+
+        Raises:
+            ArgumentError: If that is no finite number.
+        """
+        score = self.score(keras_predict(self.model))
+        if score is not None and not np.isfinite(score):
+            raise ArgumentError(
+                "`evaluate` must return a number, more being better. "
+                f"Received: {score!r} of the Keras model itself."
+            )
+        return score
 
     def score(self, predict: Predict) -> float | None:
-        return None if self.evaluate is None else float(self.evaluate(predict))
+        """What `evaluate` says; None without it.
+
+        Raises:
+            ArgumentError: If that is no number.
+        """
+        if self.evaluate is None:
+            return None
+        score = self.evaluate(predict)
+        try:
+            return float(score)
+        except (TypeError, ValueError) as error:
+            raise ArgumentError(
+                f"`evaluate` must return a number, more being better. Received: {score!r} from evaluate."
+            ) from error
 
     def _judged(self, artifact: Artifact) -> Made:
         score = self.score(artifact.predict)
@@ -279,7 +340,11 @@ class Maker:
         }
         if not files:
             return
-        table = benchmark({name: each.artifact for name, each in files.items()}, runs=runs)
+        try:
+            table = benchmark({name: each.artifact for name, each in files.items()}, runs=runs)
+        except ExportError as error:  # sizes that are open become 1, which some layers cannot take
+            self.notes.append(f"Not timed: {error}")
+            return
         latencies = dict(zip(table.name, table.latency_ms, strict=True))
         for name, each in files.items():
             each.latency_ms = float(latencies[name])

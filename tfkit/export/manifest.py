@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MANIFEST, PAGE = "manifest.json", "report.html"
+IMPORTANT = ("Nothing ", "NOT proven")  # how notes begin that nobody must overlook
 PACKAGES = ("tfkit", "tensorflow", "keras", "ai-edge-litert", "ai-edge-quantizer")
 COLUMNS = [
     "target", "runtime", "file", "precision", "sparse", "size_bytes", "gzip_bytes", "relative_error",
@@ -33,8 +34,8 @@ class ExportReport:
     Attributes:
         directory: Where it stands.
         rows: For each target and runtime what was chosen, as in `table`.
-        models: For each stage of the model, as ``"float"``, ``"pruned"`` and ``"pruned, int8"``:
-            its score and bytes.
+        models: `stage`, `score` and `size_bytes` of each stage of the model: ``"unpruned, Keras"`` (the
+            `baseline`), ``"as given, Keras"``, and each file that ships, as ``"int8"``.
         notes: What the reader should know: how it was measured, what was not proven.
         manifest: All that `manifest.json` holds.
 
@@ -101,11 +102,24 @@ class ExportReport:
                 tuple(found["notes"]),
                 found,
             )
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise ArgumentError(
                 f"A report is read from the folder that `export` wrote. Received: {str(directory)!r} "
                 f"({type(error).__name__}: {error})."
             ) from error
+
+
+def foreign_files(directory: pathlib.Path) -> list[str]:
+    """Returns what stands in a folder and was not written by an export; all of it if none was."""
+    if not directory.is_dir():
+        return [directory.name]
+    files = [str(path.relative_to(directory)) for path in sorted(directory.rglob("*")) if not path.is_dir()]
+    try:
+        found = ExportReport.load(directory).manifest
+        ours = {MANIFEST, PAGE} | {each["file"] for each in found["files"]}
+    except (ArgumentError, KeyError, TypeError):
+        return files or ["folders"]
+    return [each for each in files if each not in ours]
 
 
 def write_manifest(
@@ -170,20 +184,20 @@ def _write_page(folder: pathlib.Path, manifest: Mapping[str, Any]) -> None:
             "target": row["target"],
             "runtime": row["runtime"],
             "file": row["file"],
-            "MB": f"{row['size_bytes'] / 1e6:.2f}",
+            "MB": f"{row['size_bytes'] / 1e6:.3g}",
             "off by": f"{row['relative_error']:.1e}",
             "score": _number(row["score"], ".4g"),
             "ms here": _number(row["latency_ms"], ".2f"),
-            "times as fast": _number(row["speedup"], ".2f"),
+            "speed-up": _number(row["speedup"], ".2f"),
             "proven on": ", ".join(row["proofs"]),
-            "why": row["reason"],
         }
         for row in manifest["targets"]
     ]
+    table = pd.DataFrame(rows)
     stages = [
         f"{each['stage']}: "
         + (f"score {each['score']:.5g}, " if each["score"] is not None else "")
-        + f"{each['size_bytes'] / 1e6:.2f} MB"
+        + f"{each['size_bytes'] / 1e6:.3g} MB"
         for each in manifest["models"]
     ]
     measured = [each for each in manifest["considered"] if each.get("latency_ms")]
@@ -204,12 +218,21 @@ def _write_page(folder: pathlib.Path, manifest: Mapping[str, Any]) -> None:
         folder / PAGE,
         title=f"{manifest['model']['name']}: what ships where",
         summary=[
-            *(f"{row['target']}, {row['runtime']}: {row['file']}" for row in manifest["targets"]),
+            *(
+                f"{row['target']}, {row['runtime']}: {row['file']} – {row['reason']}."
+                for row in manifest["targets"]
+            ),
+            *(note for note in manifest["notes"] if note.startswith(IMPORTANT)),
             *stages,
         ],
-        table=pd.DataFrame(rows),
+        table=table.loc[:, (table != "").any()],
+        heading="What ships where",
         figures=figures,
-        notes=[*manifest["notes"], *refused, f"Made {manifest['created']} with {versions}."],
+        notes=[
+            *(note for note in manifest["notes"] if not note.startswith(IMPORTANT)),
+            *refused,
+            f"Made {manifest['created']} with {versions}.",
+        ],
     )
 
 

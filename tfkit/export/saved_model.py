@@ -1,5 +1,6 @@
 """SavedModel: for servers, desktops and GPUs."""
 
+import errno
 import functools
 import os
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from tfkit.export.serving import raw_samples, with_preprocessing
 from tfkit.export.signature import input_specs, random_samples, samples, serving_function
 
 RAW = "raw"  # the signature that takes pictures as they come
+HERE = "TensorFlow on this processor"
 
 
 def export_saved_model(
@@ -100,7 +102,7 @@ def export_saved_model(
             serve = functools.partial(run_apart, temporary, signature=RAW)
             raw = compare(whole, serve, raw_samples(whole), TOLERANCE["float32"])
             _require_raw(raw)
-    return Artifact.at(path, "float32", parity)
+    return Artifact.at(path, "float32", parity, proofs=(HERE,))
 
 
 def _require_raw(parity: Parity) -> None:
@@ -132,4 +134,7 @@ def write_saved_model(
         archive.add_endpoint(
             RAW, serving_function(whole), input_signature=input_specs(whole, batch_size=None)
         )
-    archive.write_out(str(path), verbose=False)
+    try:
+        archive.write_out(str(path), verbose=False)
+    except tf.errors.ResourceExhaustedError as error:  # so it calls a full disk
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error

@@ -1,6 +1,7 @@
 """What goes into a model: names, shapes, and arrays that fit them."""
 
 import itertools
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,8 +28,10 @@ def input_specs(
 
     Raises:
         UnbuiltModelError: If the model does not know its inputs.
-        ArgumentError: If `input_shape` contradicts the model.
+        ArgumentError: If `input_shape` contradicts the model, or `batch_size` is below 1.
     """
+    if batch_size is not None and (not isinstance(batch_size, numbers.Integral) or batch_size < 1):
+        raise ArgumentError(f"`batch_size` must be at least 1, or None. Received: batch_size={batch_size!r}.")
     inputs = getattr(model, "inputs", None)
     if not inputs:
         raise UnbuiltModelError(

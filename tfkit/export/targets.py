@@ -1,24 +1,24 @@
 """The right artifact for each target, proven before it ships."""
 
 import contextlib
-import functools
+import numbers
 import os
 import pathlib
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from tfkit import graph
 from tfkit.errors import ArgumentError, ArgumentTypeError, OutputPathError
 from tfkit.export.apart import has_avx
-from tfkit.export.artifact import staged, writable
-from tfkit.export.candidates import Maker, Predict
+from tfkit.export.artifact import remove_leftovers, staged, writable
+from tfkit.export.candidates import Made, Maker, Predict, keras_predict
 from tfkit.export.deployment import TARGETS, require_target
-from tfkit.export.manifest import MANIFEST, ExportReport, write_manifest
+from tfkit.export.manifest import ExportReport, foreign_files, write_manifest
 from tfkit.export.signature import input_specs, random_samples, require_range, samples
 from tfkit.report.measure import disk_bytes, gzip_bytes
 
@@ -67,13 +67,14 @@ def export(
         representative_data: Inputs as the device will see them: an array, a list of arrays (one
             an input) or a tf.data.Dataset; up to 128 samples. For int8's ranges, and for the proofs.
         evaluate: Judges by the task's metric: ``evaluate(predict) -> number``, more is better, where
-            ``predict(x)`` returns what the model or the artifact puts out.
+            ``predict(x)`` takes an array, or a list of them, and returns what the model or the
+            artifact puts out: an array, or a list of them, in Keras's order.
         largest_drop: How much of Keras's score an artifact may lose, as a fraction of it.
         baseline: The model before it was pruned, to be shown beside it.
         preprocessing: For the SavedModel's signature ``raw``, see `export_saved_model`.
-        batch_size: Samples a call of a `.tflite` file; None leaves it open.
+        batch_size: Samples a call of a `.tflite` file; None leaves it open, but not for the web.
         input_shape: ``(height, width, channels)`` for a model that leaves sizes open; None in it
-            leaves a size open in the files, too.
+            leaves a size open in the files, too, but not for the web.
         accept_unproven: Ship sparse-encoded files also where qemu is missing to prove them.
         overwrite: Replace what an earlier export wrote to the folder.
         runs: Rounds of the timing on this machine; 0 for none.
@@ -89,7 +90,8 @@ def export(
         NonFiniteWeightsError: If a weight is NaN or infinite.
         OutputPathError: If the folder exists and `overwrite` is False, or is none of ours, or
             cannot be written.
-        ExportError: If nothing that is tried for a target can be shipped.
+        ExportError: If nothing that is tried for a target can be shipped. A target that has two
+            runtimes does with one; the report's notes tell what the other lacks.
 
     Examples:
         >>> import pathlib, tempfile, numpy as np, tfkit
@@ -98,7 +100,7 @@ def export(
         >>> report.table.file.tolist()
         ['saved_model', 'model-float16.tflite']
     """
-    chosen = [require_target(each) for each in ([targets] if isinstance(targets, str) else targets)]
+    chosen = list(dict.fromkeys(map(require_target, [targets] if isinstance(targets, str) else targets)))
     if not chosen:
         raise ArgumentError(
             f"`targets` must name at least one of {', '.join(TARGETS)}. Received: {targets!r}."
@@ -107,18 +109,24 @@ def export(
         raise ArgumentTypeError(f"`evaluate` must be a function. Received: evaluate={evaluate!r}.")
     if not 0 <= largest_drop < 1:
         raise ArgumentError(f"`largest_drop` must lie in [0, 1). Received: largest_drop={largest_drop!r}.")
-    graph.require_finite(graph.require_model(model))
+    if not isinstance(runs, numbers.Integral) or runs < 0:
+        raise ArgumentError(f"`runs` must be a whole number from 0. Received: runs={runs!r}.")
+    for each in [model] if baseline is None else [model, baseline]:
+        graph.require_finite(graph.require_model(each))
     specs = input_specs(model, batch_size=batch_size, input_shape=input_shape)
+    _require_fixed(chosen, specs)
     arrays = random_samples(specs)
     if representative_data is not None:
         arrays = samples(representative_data, specs)
         require_range(model, arrays)
     directory = _new_folder(directory, overwrite)
-    with _steps(verbose) as step, staged(directory) as folder, tempfile.TemporaryDirectory() as aside:
-        folder.mkdir()
+    with _steps(verbose) as step, staged(directory) as folder:
+        aside = folder.with_name(f"{folder.name}.made")  # it goes with `folder`, also after a kill
+        for each in (folder, aside):
+            each.mkdir()
         maker = Maker(
             model=model,
-            folder=pathlib.Path(aside),
+            folder=aside,
             specs=specs,
             arrays=arrays,
             has_data=representative_data is not None,
@@ -130,6 +138,8 @@ def export(
             accept_unproven=accept_unproven,
             step=step,
         )
+        step("Keras")
+        maker.keras_score  # noqa: B018 - a judge that is at fault shall fail before the work
         rows = [row for target in chosen for row in maker.choose(target)]
         step("timing")
         maker.time(runs)
@@ -137,14 +147,28 @@ def export(
     return ExportReport.load(directory)
 
 
+def _require_fixed(targets: Sequence[str], specs: Sequence[tf.TensorSpec]) -> None:
+    """Checks that sizes are known where the runtime must know them, and are left open on purpose only."""
+    shapes = [tuple(spec.shape) for spec in specs]
+    if "web" in targets and any(size is None for shape in shapes for size in shape):
+        raise ArgumentError(
+            "LiteRT.js, the web's runtime, takes files of fixed sizes only. "
+            f"Received: targets={tuple(targets)!r}, inputs {shapes}. "
+            "Fix them by batch_size and input_shape, or name other targets."
+        )
+
+
 def _new_folder(directory: str | os.PathLike, overwrite: bool) -> pathlib.Path:
-    path = writable(directory, "directory")
+    path = pathlib.Path(os.path.abspath(writable(directory, "directory")))
+    remove_leftovers(path)  # before the checks, for it may put back an earlier export
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return path
-    if not (path / MANIFEST).is_file():
+    others = foreign_files(path)
+    if others:
         raise OutputPathError(
             "An export replaces an earlier one, nothing else. "
-            f"Received: directory={str(path)!r}, which holds something else. Choose another place."
+            f"Received: directory={str(path)!r}, which holds something else: {', '.join(others[:3])}. "
+            "Choose another place, or move that away."
         )
     if not overwrite:
         raise OutputPathError(
@@ -166,6 +190,11 @@ def _steps(verbose: int) -> Iterator[Callable[[str], None]]:
         yield lambda text: status.update(f"export: {text}")
 
 
+def _timed(made: Made) -> bool:
+    """Tells whether a time on this machine says something: with AVX, sparse kernels do not run."""
+    return not made.artifact.sparse or not has_avx()
+
+
 def _finish(
     maker: Maker, rows: list[dict[str, Any]], folder: pathlib.Path, baseline: keras.Model | None
 ) -> None:
@@ -184,7 +213,7 @@ def _finish(
                 "shipped": name in chosen,
                 "precision": made.artifact.precision,
                 "size_bytes": made.artifact.size_bytes,
-                "latency_ms": made.latency_ms,
+                "latency_ms": made.latency_ms if _timed(made) else None,
                 "score": made.score,
             }
         )
@@ -192,13 +221,11 @@ def _finish(
             shutil.move(path, folder / path.name)
     for row in rows:
         made = maker.made[row["candidate"]]
-        # sparse kernels do not run here: a time would mislead
-        timed = not made.artifact.sparse or not has_avx()
         path = folder / row["file"]
         row |= {"size_bytes": disk_bytes(path), "gzip_bytes": gzip_bytes(path), "score": made.score}
         row |= {
-            "latency_ms": made.latency_ms if timed else None,
-            "speedup": made.speedup if timed else None,
+            "latency_ms": made.latency_ms if _timed(made) else None,
+            "speedup": made.speedup if _timed(made) else None,
         }
     count = sum(int(np.prod(each.shape)) for each in maker.model.weights)
     zeros = sum(int((keras.ops.convert_to_numpy(each) == 0).sum()) for each in maker.model.weights)
@@ -206,7 +233,7 @@ def _finish(
     models = [
         {
             "stage": stage,
-            "score": maker.score(functools.partial(each.predict, verbose=0)),
+            "score": maker.keras_score if each is maker.model else maker.score(keras_predict(each)),
             "size_bytes": sum(keras.ops.convert_to_numpy(weight).nbytes for weight in each.weights),
         }
         for stage, each in [*stages, ("as given, Keras", maker.model)]

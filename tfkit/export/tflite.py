@@ -1,7 +1,6 @@
 """TFLite files: float32, float16, int8 weights and full int8."""
 
 import functools
-import numbers
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -15,6 +14,7 @@ from tfkit import graph
 from tfkit.errors import ArgumentError, ExportError
 from tfkit.export.apart import EMULATOR_MISSING, emulator, has_avx, run_apart
 from tfkit.export.artifact import Artifact, Parity, output_path, staged
+from tfkit.export.names import LayerNames
 from tfkit.export.operations import read_program
 from tfkit.export.padding import explicit_padding
 from tfkit.export.parity import PROOF_SAMPLES, TOLERANCE, compare, require_parity
@@ -102,8 +102,6 @@ def export_tflite(
             "int8 needs `representative_data` to find the range of every activation. "
             "Received: representative_data=None. Pass about 100 inputs as the device will see them."
         )
-    if batch_size is not None and (not isinstance(batch_size, numbers.Integral) or batch_size < 1):
-        raise ArgumentError(f"`batch_size` must be at least 1, or None. Received: batch_size={batch_size!r}.")
     if sparse not in ("auto", True, False):
         raise ArgumentError(f"`sparse` must be 'auto', True or False. Received: sparse={sparse!r}.")
     if sparse is True and precision == "int8":
@@ -175,6 +173,12 @@ def _write(
     """Returns a file, and whether its weights are sparse-encoded."""
     provable = not has_avx() or emulator() is not None or accept_unproven
     possible = precision != "int8" and all(size is not None for spec in specs for size in spec.shape)
+    if sparse is True and not possible:
+        raise ExportError(
+            "XNNPACK's sparse kernels take a model in floats, and its sizes must be fixed. "
+            f"Received: sparse=True, inputs {[tuple(spec.shape) for spec in specs]}. "
+            "Pass batch_size and input_shape."
+        )
     if sparse is True and not provable:
         raise ExportError(
             "A sparse-encoded file must be proven as on a processor without AVX before it ships. "
@@ -267,9 +271,12 @@ def convert_model(
     try:
         content = convert({"serve": serve}, configure)
     except Exception as error:  # the converter's own classes are not public
+        lacking = LayerNames(model).unconverted(str(error))
         raise ExportError(
             f"TensorFlow must be able to convert the model to TFLite. Received: model={model.name!r}, "
-            f"precision={precision!r}. A model in mixed precision must be rebuilt in float32 first. "
+            f"precision={precision!r}{f'; TFLite lacks {lacking}' if lacking else ''}. "
+            + ("Build these layers from other operations. " if lacking else "")
+            + "A model in mixed precision must be rebuilt in float32 first. "
             f"The converter says: {str(error)[:1000]}"
         ) from error
     content = quantize_weights(content) if precision == "int8_weights" else content

@@ -110,9 +110,17 @@ def trade_offs(table: "pd.DataFrame") -> bytes:
     best = [row for row in range(len(costs)) if not _beaten(costs, row)]
     best.sort(key=lambda row: costs[row, 0])
     axes.plot(table.latency_ms.iloc[best], height.iloc[best], "--", color="#d97b29", label="Pareto front")
-    for name, x, y, megabytes in zip(table.name, table.latency_ms, height, size, strict=True):
+    middle = (table.latency_ms.min() + table.latency_ms.max()) / 2
+    labels = sorted(zip(table.latency_ms, height, table.name, size, strict=True))
+    for number, (x, y, name, megabytes) in enumerate(labels):
+        right = x > middle  # a label there would leave the picture
         axes.annotate(
-            f"{name}, {megabytes:.2g} MB", (x, y), textcoords="offset points", xytext=(9, 7), fontsize=9
+            f"{name}, {megabytes:.2g} MB",
+            (x, y),
+            textcoords="offset points",
+            xytext=(-9 if right else 9, -30 if number % 2 else 20),  # neighbours on different sides
+            ha="right" if right else "left",
+            fontsize=9,
         )
     axes.set(xlabel="latency, ms", ylabel="score" if scored else "size, MB")
     axes.margins(0.18)
