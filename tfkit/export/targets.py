@@ -18,9 +18,15 @@ from tfkit.export.apart import has_avx
 from tfkit.export.artifact import remove_leftovers, staged, writable
 from tfkit.export.candidates import Made, Maker, Predict, keras_predict
 from tfkit.export.deployment import TARGETS, require_target
+from tfkit.export.layer_error import quantization_error
 from tfkit.export.manifest import ExportReport, foreign_files, write_manifest
 from tfkit.export.signature import input_specs, random_samples, require_range, samples
+from tfkit.export.tflite import has_zeros
+from tfkit.export.zeros import zeros_kept
 from tfkit.report.measure import disk_bytes, gzip_bytes
+
+LAYERS = "int8_layers.csv"
+INT8_SAMPLES = 16
 
 
 def export(
@@ -62,7 +68,8 @@ def export(
 
     Args:
         model: A built Keras model, pruned or not; stripped of pruning.
-        directory: The folder to make, with the artifacts, `manifest.json` and `report.html`.
+        directory: The folder to make, with the artifacts, `manifest.json`, `report.html` and, if int8
+            ships, `int8_layers.csv`, which tells where its error arises (`quantization_error`).
         targets: Any of ``"desktop"``, ``"gpu"``, ``"mobile"``, ``"web"``.
         representative_data: Inputs as the device will see them: an array, a list of arrays (one
             an input) or a tf.data.Dataset; up to 128 samples. For int8's ranges, and for the proofs.
@@ -247,6 +254,9 @@ def _finish(
         maker.notes.append(
             "Times: LiteRT, one thread, files in turns, medians; of dense float32 in the same run."
         )
+    if "int8" in chosen:
+        maker.step("where the error of int8 arises")
+        maker.notes += _int8_notes(maker, folder)
     write_manifest(
         folder,
         model={"name": maker.model.name, "weights": count, "zeros": zeros},
@@ -255,3 +265,25 @@ def _finish(
         notes=maker.notes,
         considered=considered,
     )
+
+
+def _int8_notes(maker: Maker, folder: pathlib.Path) -> list[str]:
+    """Writes where the error of the int8 file arises, and tells that and what became of the zeros."""
+    notes, path = [], folder / "model-int8.tflite"
+    if graph.read_flow(maker.model) is not None:
+        table = quantization_error(maker.model, path, [each[:INT8_SAMPLES] for each in maker.arrays])
+        table.to_csv(folder / LAYERS, index=False)
+        worst = table.nlargest(3, "added")
+        listed = ", ".join(f"{row.path} ({100 * row.added:.1f}%)" for row in worst.itertuples())
+        notes.append(
+            f"int8: most error arises in {listed}, of the layer's output; all layers are in {LAYERS}."
+        )
+    if has_zeros(maker.model):
+        kept = zeros_kept(maker.model, path)
+        kept = kept[kept.zeros_lost.notna() & (kept.sparsity_keras > 0)]
+        lost = kept[kept.zeros_lost > 0]
+        which = f", but not {', '.join(lost.path[:3])}" if len(lost) else ""
+        notes.append(
+            f"int8: {len(kept) - len(lost)} of {len(kept)} kernels with zeros kept all of them{which}."
+        )
+    return notes
