@@ -92,9 +92,9 @@ def test_a_layer_whose_range_one_channel_blows_up_adds_the_most(tmp_path, worst)
 def int8_whatever_its_parity(model, path, x):
     """A full-int8 file as `export_tflite` makes it, without the comparison that would refuse it."""
     from tfkit.export.signature import input_specs
-    from tfkit.export.tflite import _convert
+    from tfkit.export.tflite import convert_model
 
-    path.write_bytes(_convert(model, input_specs(model, batch_size=1), "int8", [x]))
+    path.write_bytes(convert_model(model, input_specs(model, batch_size=1), "int8", [x]))
     return path
 
 

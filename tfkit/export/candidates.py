@@ -18,7 +18,7 @@ from tfkit.export.artifact import Artifact
 from tfkit.export.benchmark import benchmark
 from tfkit.export.browser import run_in_browser
 from tfkit.export.deployment import convert_dense, gpu_row
-from tfkit.export.operations import read_program
+from tfkit.export.operations import read_program, read_programs
 from tfkit.export.parity import TOLERANCE, compare
 from tfkit.export.saved_model import export_saved_model
 from tfkit.export.sparse import make_sparse_ready
@@ -158,7 +158,8 @@ class Maker:
 
     def _left_by_gpu(self, artifact: Artifact) -> list[str]:
         """Says what GPU delegates leave to the processor, if anything."""
-        rows = [(each.kind, gpu_row(each)) for each in read_program(artifact.path.read_bytes()).operations]
+        programs = read_programs(artifact.path.read_bytes())
+        rows = [(each.kind, gpu_row(each)) for program in programs for each in program.operations]
         kinds = sorted({kind for kind, row in rows if row["runs"] == "cpu"})
         return [f"GPU delegates leave {', '.join(kinds)} to the processor"] if kinds else []
 
@@ -243,10 +244,10 @@ class Maker:
         ):
             try:
                 form = rewrite(self.model)
+                found = analyse(read_program(convert_dense(form, self.input_shape)))
             except ExportError as error:
-                self.notes.append(f"Not rewritten for sparse kernels: {error}")
+                self.notes.append(f"Not made ready for sparse kernels: {error}")
                 break
-            found = analyse(read_program(convert_dense(form, self.input_shape)))
             if found.verdict is Verdict.SPARSE:
                 return form, found.zeros
         else:

@@ -15,7 +15,7 @@ from tfkit.errors import ArgumentError, ExportError
 from tfkit.export.apart import EMULATOR_MISSING, emulator, has_avx, run_apart
 from tfkit.export.artifact import Artifact, Parity, output_path, staged
 from tfkit.export.names import LayerNames
-from tfkit.export.operations import read_program
+from tfkit.export.operations import read_program, read_programs
 from tfkit.export.padding import explicit_padding
 from tfkit.export.parity import PROOF_SAMPLES, TOLERANCE, compare, require_parity
 from tfkit.export.quantization import quantize_weights
@@ -115,7 +115,7 @@ def export_tflite(
     specs = input_specs(model, batch_size=batch_size, input_shape=input_shape)
     if input_shape is None and any(size is None for spec in specs for size in spec.shape[1:]):
         raise ArgumentError(
-            "A TFLite file has fixed sizes unless it is told otherwise. "
+            "A TFLite file must have fixed sizes unless it is told otherwise. "
             f"Received: model={model.name!r} with inputs {[tuple(spec.shape) for spec in specs]}. "
             "Pass input_shape=(height, width, channels), with None where a size shall stay open."
         )
@@ -187,6 +187,8 @@ def _write(
     if sparse is False or not possible or not provable or (sparse == "auto" and not has_zeros(model)):
         return convert_model(model, specs, precision, arrays), False
     dense = convert_model(model, specs, "float32", arrays)
+    if sparse == "auto" and len(read_programs(dense)) > 1:  # a loop, which the sparse kernels do not know
+        return (dense if precision == "float32" else convert_model(model, specs, precision, arrays)), False
     found = analyse(read_program(explicit_padding(dense)))
     if found.verdict is Verdict.SPARSE:
         return convert_model(model, specs, precision, arrays, sparse=True), True
