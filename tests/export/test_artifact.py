@@ -15,6 +15,7 @@ from keras import layers
 
 import tfkit
 from tests.export.test_signature import net, pair_net
+from tfkit.export.apart import run_apart
 from tfkit.export.artifact import output_path, staged
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -187,16 +188,8 @@ def test_predict_works_for_an_artifact_of_a_larger_batch(tmp_path):
 # Exports that fail.
 
 
-def wrong_runner(change):
-    class Wrong:
-        def __init__(self, path, **options):
-            self.run = importlib.import_module("tfkit.export.runtime").load_runner(path, **options)
-            self.zeros, self.sizes = self.run.zeros, self.run.sizes
-
-        def __call__(self, arrays):
-            return [change(each) for each in self.run(arrays)]
-
-    return Wrong
+def wrong_run(change):
+    return lambda path, arrays: [change(each) for each in run_apart(path, arrays)]
 
 
 WRONG = {
@@ -209,7 +202,7 @@ WRONG = {
 @pytest.mark.parametrize("wrong", WRONG)
 @pytest.mark.parametrize("kind", EXPORTS)
 def test_an_artifact_with_wrong_outputs_never_gets_its_name(tmp_path, monkeypatch, kind, wrong):
-    monkeypatch.setattr(module_of(kind), "load_runner", wrong_runner(WRONG[wrong]))
+    monkeypatch.setattr(module_of(kind), "run_apart", wrong_run(WRONG[wrong]))
     with pytest.raises(tfkit.ExportError):
         EXPORTS[kind](net(), tmp_path / "model")
     assert list(tmp_path.iterdir()) == []
@@ -217,7 +210,7 @@ def test_an_artifact_with_wrong_outputs_never_gets_its_name(tmp_path, monkeypatc
 
 @pytest.mark.parametrize("kind", EXPORTS)
 def test_a_failed_comparison_says_by_how_much(tmp_path, monkeypatch, kind):
-    monkeypatch.setattr(module_of(kind), "load_runner", wrong_runner(WRONG["shifted"]))
+    monkeypatch.setattr(module_of(kind), "run_apart", wrong_run(WRONG["shifted"]))
     with pytest.raises(
         tfkit.ParityError, match=r"float32 .* agree .*1e-05.*Received: relative error .*Nothing"
     ):
@@ -227,7 +220,7 @@ def test_a_failed_comparison_says_by_how_much(tmp_path, monkeypatch, kind):
 @pytest.mark.parametrize("kind", EXPORTS)
 def test_a_failed_comparison_keeps_what_stood_there(tmp_path, monkeypatch, kind):
     put_before(tmp_path / "model", kind)
-    monkeypatch.setattr(module_of(kind), "load_runner", wrong_runner(WRONG["shifted"]))
+    monkeypatch.setattr(module_of(kind), "run_apart", wrong_run(WRONG["shifted"]))
     with pytest.raises(tfkit.ParityError):
         EXPORTS[kind](net(), tmp_path / "model")
     assert stands_before(tmp_path / "model", kind)

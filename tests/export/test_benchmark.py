@@ -1,6 +1,7 @@
 """The benchmark: its columns, its order of runs, and its arithmetic on a clock of our own."""
 
 import gzip
+import pathlib
 import types
 
 import keras
@@ -13,6 +14,7 @@ import tfkit
 from tests.export.test_artifact import PARITY, module_of
 from tests.export.test_signature import net, pair_net
 from tfkit import litert
+from tfkit.export.apart import ApartRun
 
 COLUMNS = [
     "name",
@@ -23,6 +25,8 @@ COLUMNS = [
     "latency_high_ms",
     "size_bytes",
     "gzip_bytes",
+    "threads",
+    "memory_bytes",
 ]
 
 
@@ -48,10 +52,17 @@ class Bench:
     """Replaces runtime and clock: a run takes as long as `seconds` says."""
 
     def __init__(self, monkeypatch):
-        self.now, self.calls, self.threads, self.seconds = 0.0, [], [], lambda name, number: 0.001
+        self.now, self.calls, self.probes, self.threads = 0.0, [], [], []
+        self.seconds = lambda name, number: 0.001
+        self.memory = 4096
         module = module_of("benchmark")
         monkeypatch.setattr(module, "load_runner", self.load)
+        monkeypatch.setattr(module, "measure_apart", self.probe)
         monkeypatch.setattr(litert, "time", types.SimpleNamespace(perf_counter=lambda: self.now))
+
+    def probe(self, path, arrays, *, threads):
+        self.probes.append((path.name, arrays, threads, len(self.calls)))
+        return ApartRun([], self.memory)
 
     def load(self, path, *, threads=1):
         self.threads.append(threads)
@@ -63,6 +74,7 @@ class Bench:
             return arrays
 
         run.zeros = lambda: [f"zeros of {path.name}"]
+        run.sizes = lambda: [(None,)]
         return run
 
     @property
@@ -125,6 +137,36 @@ def test_without_inputs_open_sizes_become_one(tmp_path):
     assert len(tfkit.benchmark([artifact], runs=1)) == 1
 
 
+def test_inputs_are_cut_and_filled_up_to_a_files_batch(tmp_path):
+    artifact = tfkit.export_tflite(net(), tmp_path / "model.tflite", batch_size=4)
+    for count in (1, 4, 7):
+        assert len(tfkit.benchmark([artifact], runs=1, x=np.ones((count, 6)))) == 1
+
+
+def test_threads_are_told_where_they_were_set(exported):
+    table = tfkit.benchmark(exported, runs=1, threads=2)
+    assert table.threads[0] == 2
+    assert table.threads.isna().tolist() == [False, True]
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc/self/status").exists(), reason="only Linux tells")
+def test_memory_grows_by_what_a_network_holds(tmp_path):
+    """A dense layer of 8 MB: it is read, and its product needs next to nothing."""
+    inputs = keras.Input((1024,))
+    large = keras.Model(inputs, layers.Dense(2048)(inputs))
+    models = {"large": large, "small": net()}
+    artifacts = {
+        name: tfkit.export_tflite(each, tmp_path / f"{name}.tflite") for name, each in models.items()
+    }
+    table = tfkit.benchmark(artifacts, runs=1).set_index("name")
+    assert 4e6 < table.memory_bytes["large"] - table.memory_bytes["small"] < 60e6
+
+
+def test_the_picture_is_written(exported, tmp_path):
+    tfkit.benchmark(exported, runs=1, plot=tmp_path / "below" / "plot.png")
+    assert (tmp_path / "below" / "plot.png").read_bytes()[1:4] == b"PNG"
+
+
 # On fake runners.
 
 
@@ -163,6 +205,14 @@ def test_threads_reach_the_runtime(bench, files):
     assert bench.threads == [2, 2]
 
 
+@pytest.mark.parametrize("x", [None, 7, [7, 8]], ids=str)
+def test_each_artifact_runs_once_apart_before_any_is_timed(bench, files, x, monkeypatch):
+    monkeypatch.setattr(module_of("benchmark"), "fitting", lambda run, arrays: arrays)
+    tfkit.benchmark(files, runs=1, threads=2, x=x)
+    arrays = [7] if x == 7 else x
+    assert bench.probes == [("a.tflite", arrays, 2, 0), ("b.tflite", arrays, 2, 0)]
+
+
 def test_without_inputs_each_artifact_runs_on_its_own_zeros(bench, files):
     tfkit.benchmark(files, runs=1)
     assert bench.calls[:2] == [("a.tflite", ["zeros of a.tflite"]), ("b.tflite", ["zeros of b.tflite"])]
@@ -180,7 +230,52 @@ def test_the_precision_is_told_where_it_is_known(bench, files):
     assert pd.isna(unknown)
 
 
+def test_unknown_memory_is_no_number(bench, files):
+    bench.memory = None
+    assert tfkit.benchmark(files, runs=1).memory_bytes.isna().all()
+
+
+def test_memory_is_what_the_process_apart_told(bench, files):
+    assert tfkit.benchmark(files, runs=1).memory_bytes.tolist() == [4096, 4096]
+
+
+def test_quality_is_a_column_and_goes_into_the_picture(bench, files, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(module_of("benchmark"), "trade_offs", lambda table: drawn.append(table) or b"png")
+    quality = {"a.tflite": 1, "b.tflite": 0.5}
+    table = tfkit.benchmark(files, runs=1, quality=quality, plot=tmp_path / "p.png")
+    assert table.score.tolist() == [1, 0.5]
+    assert list(table.columns) == [*COLUMNS, "score"]
+    assert drawn[0] is table
+    assert (tmp_path / "p.png").read_bytes() == b"png"
+
+
 # What is refused.
+
+
+@pytest.mark.parametrize(
+    "quality",
+    [
+        {},
+        {"a.tflite": 1},
+        {"a.tflite": 1, "b.tflite": np.nan},
+        {"a.tflite": 1, "b.tflite": "good"},
+        {"a.tflite": 1, "b.tflite": 1, "c.tflite": 1},
+        3,
+    ],
+    ids=str,
+)
+def test_quality_that_does_not_fit_is_refused(bench, files, quality):
+    rule = r"`quality` must map.*Received: quality=.*names are a\.tflite, b\.tflite"
+    with pytest.raises(tfkit.ArgumentError, match=rule):
+        tfkit.benchmark(files, runs=1, quality=quality)
+    assert not bench.calls
+
+
+def test_a_picture_that_cannot_be_written_is_refused_before_all_work(bench, files):
+    with pytest.raises(tfkit.OutputPathError, match=r"can be written to.*Received: plot="):
+        tfkit.benchmark(files, runs=1, plot=files[0] / "plot.png")
+    assert not bench.calls
 
 
 @pytest.mark.parametrize("artifacts", [[], {}, ()], ids=str)

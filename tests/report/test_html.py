@@ -15,9 +15,17 @@ def write(tmp_path, **arguments):
 
 def test_every_cell_stands_in_the_page_escaped(tmp_path):
     page = write(tmp_path)
-    cells = re.findall(r"<td>(.*?)</td>", page)
+    cells = re.findall(r"<td[^>]*>(.*?)</td>", page)
     assert cells == ["dense", "100", "pruned &lt;80%&gt;", "25"]
-    assert re.findall(r'<th scope="col">(.*?)</th>', page) == ["Stage", "Bytes"]
+    assert re.findall(r'<th scope="col"[^>]*>(.*?)</th>', page) == ["Stage", "Bytes"]
+
+
+def test_words_stand_to_the_left_and_long_ones_wrap_but_names_and_numbers_do_not(tmp_path):
+    table = pd.DataFrame({"file": ["a_name_that_must_not_be_broken.tflite"], "MB": ["1.5e-02"]})
+    page = write(tmp_path, table=table.assign(why="a sentence of several words"), heading="Files")
+    assert re.findall(r"<td([^>]*)>", page) == [' class="word"', "", ' class="word text"']
+    assert re.findall(r'<th scope="col"([^>]*)>', page) == [' class="word"', "", ' class="word"']
+    assert "<h2>Files</h2>" in page
 
 
 def test_summary_and_notes_stand_in_the_page(tmp_path):

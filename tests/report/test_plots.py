@@ -2,6 +2,7 @@ import io
 
 import matplotlib.image
 import numpy as np
+import pandas as pd
 import pytest
 
 import tfkit
@@ -42,3 +43,42 @@ def test_curves_change_with_the_numbers():
 
 def test_a_run_without_rate_is_drawn():
     assert picture_of(plots.training_curves({"run": {"loss": [2.0, 1.0]}})).ndim == 3
+
+
+# trade_offs.
+
+FILES = {"name": ["a", "b", "c"], "latency_ms": [1.0, 2.0, 3.0], "size_bytes": [4e6, 2e6, 3e6]}
+
+
+def front(monkeypatch, table):
+    """The points that the dashed line joins."""
+    axes = []
+    draw = plots._png
+    monkeypatch.setattr(plots, "_png", lambda figure: axes.append(figure.axes[0]) or draw(figure))
+    assert plots.trade_offs(pd.DataFrame(table))[1:4] == b"PNG"
+    (line,) = axes[0].lines
+    return list(zip(line.get_xdata(), line.get_ydata(), strict=True)), axes[0].get_ylabel()
+
+
+def test_the_front_leaves_out_what_is_slower_and_larger(monkeypatch):
+    assert front(monkeypatch, FILES) == ([(1.0, 4.0), (2.0, 2.0)], "size, MB")
+
+
+def test_a_better_score_brings_a_slower_and_larger_file_to_the_front(monkeypatch):
+    points, label = front(monkeypatch, FILES | {"score": [0.8, 0.8, 0.9]})
+    assert (points, label) == ([(1.0, 0.8), (2.0, 0.8), (3.0, 0.9)], "score")
+
+
+def test_files_without_a_time_are_left_out(monkeypatch):
+    points, _ = front(monkeypatch, FILES | {"latency_ms": [np.nan, 2.0, 1.0]})
+    assert points == [(1.0, 3.0), (2.0, 2.0)]
+
+
+def test_no_time_at_all_is_refused():
+    with pytest.raises(tfkit.ArgumentError, match=r"a row with a latency. Received: 0 such rows"):
+        plots.trade_offs(pd.DataFrame(FILES | {"latency_ms": [np.nan] * 3}))
+
+
+def test_equal_files_are_both_on_the_front(monkeypatch):
+    points, _ = front(monkeypatch, {key: value[:1] * 2 for key, value in FILES.items()})
+    assert points == [(1.0, 4.0), (1.0, 4.0)]

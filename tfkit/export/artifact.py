@@ -2,8 +2,11 @@
 
 import contextlib
 import dataclasses
+import errno
+import hashlib
 import os
 import pathlib
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -12,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from tfkit.errors import ArgumentTypeError, OutputPathError
-from tfkit.export.runtime import Kind, kind_of, load_runner, run_samples
+from tfkit.export.runners import Kind
+from tfkit.export.runtime import kind_of, load_runner, run_samples
 from tfkit.report.measure import disk_bytes
 
 
@@ -51,9 +55,11 @@ class Artifact:
     Attributes:
         path: A `.tflite` file or a SavedModel directory.
         kind: ``"tflite"`` or ``"saved_model"``.
-        precision: ``"float32"``, ``"float16"`` or ``"int8"``.
+        precision: ``"float32"``, ``"float16"``, ``"int8_weights"`` or ``"int8"``.
         size_bytes: Bytes on disk.
         parity: How far its outputs are from Keras's.
+        sparse: Whether its weights are sparse-encoded.
+        proofs: Where it was run and compared.
 
     Examples:
         >>> import pathlib, tempfile, numpy as np, tfkit
@@ -68,6 +74,8 @@ class Artifact:
     precision: str
     size_bytes: int
     parity: Parity
+    sparse: bool = False
+    proofs: tuple[str, ...] = ()
 
     def predict(self, x: Any) -> np.ndarray | list[np.ndarray]:
         """Runs the artifact on any number of samples, in batches of its own size.
@@ -85,9 +93,36 @@ class Artifact:
         return outputs[0] if len(outputs) == 1 else outputs
 
     @classmethod
-    def at(cls, path: pathlib.Path, precision: str, parity: Parity) -> "Artifact":
+    def at(cls, path: pathlib.Path, precision: str, parity: Parity, **known: Any) -> "Artifact":
         """Describes what stands at `path`."""
-        return cls(path, kind_of(path), precision, disk_bytes(path), parity)
+        return cls(path, kind_of(path), precision, disk_bytes(path), parity, **known)
+
+
+def writable(path: str | os.PathLike, name: str) -> pathlib.Path:
+    """Returns `path`, having made its folder and made sure that something can be written there.
+
+    Args:
+        path: The path.
+        name: The argument's name, for messages.
+
+    Raises:
+        ArgumentTypeError: If it is no path.
+        OutputPathError: If its folder cannot be made or written to.
+    """
+    if not isinstance(path, str | os.PathLike) or not str(path):
+        raise ArgumentTypeError(f"`{name}` must be the path to write to. Received: {name}={path!r}.")
+    path = pathlib.Path(path).expanduser()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise OutputPathError(
+            "The output must lie in a folder that can be written to. "
+            f"Received: {name}={str(path)!r} ({error}). "
+            "Choose another place or change its permissions."
+        ) from error
+    return path
 
 
 def output_path(path: str | os.PathLike, kind: Kind) -> pathlib.Path:
@@ -98,19 +133,7 @@ def output_path(path: str | os.PathLike, kind: Kind) -> pathlib.Path:
         OutputPathError: If its folder cannot be made or written to, or something other
             than an artifact of that kind stands there, which is not ours to replace.
     """
-    if not isinstance(path, str | os.PathLike) or not str(path):
-        raise ArgumentTypeError(f"`path` must be the path to write to. Received: path={path!r}.")
-    path = pathlib.Path(path).expanduser()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise OutputPathError(
-            "The output must lie in a folder that can be written to. "
-            f"Received: path={str(path)!r} ({error}). "
-            "Choose another place or change its permissions."
-        ) from error
+    path = writable(path, "path")
     ours = path.is_file() if kind == "tflite" else (path / "saved_model.pb").is_file()
     if (
         path.exists()
@@ -130,9 +153,12 @@ def staged(path: pathlib.Path) -> Iterator[pathlib.Path]:
     """Yields a temporary name beside `path`; moves it there only if all went well.
 
     Whatever interrupts the block, nothing half-written stands under `path`, and what
-    stood there before still does.
+    stood there before still does. What a process left behind that was killed on the way is
+    removed at the next run.
     """
-    folder = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name[:100]}.", suffix=".partial", dir=path.parent))
+    remove_leftovers(path)
+    prefix = f"{_stem(path)}{os.getpid()}-"
+    folder = pathlib.Path(tempfile.mkdtemp(prefix=prefix, suffix=".partial", dir=path.parent))
     try:
         temporary, before = folder / path.name, folder / "before"
         yield temporary
@@ -144,5 +170,44 @@ def staged(path: pathlib.Path) -> Iterator[pathlib.Path]:
             if before.exists():
                 before.rename(path)
             raise
+    except OSError as error:
+        # an export inside this one has said so of its own, temporary path
+        cause = error.__cause__ if isinstance(error, OutputPathError) else error
+        if getattr(cause, "errno", None) not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise OutputPathError(
+            "The disk must have room for what is written. "
+            f"Received: path={str(path)!r} ({os.strerror(cause.errno)}). "
+            "Nothing was written. Make room or choose another place."
+        ) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _stem(path: pathlib.Path) -> str:
+    """Returns what temporary names for `path` begin with, and no other path's do."""
+    name = os.fsencode(path.name)
+    return f".{path.name if len(name) <= 100 else hashlib.sha256(name).hexdigest()}."
+
+
+def remove_leftovers(path: pathlib.Path) -> None:
+    """Removes what exports to `path` left behind whose process is gone; puts back what they moved away."""
+    pattern = re.compile(re.escape(_stem(path)) + r"(\d+)-[^.]*\.partial")
+    for folder in path.parent.iterdir():
+        found = pattern.fullmatch(folder.name)
+        if found is None or _runs(int(found[1])):
+            continue
+        before = folder / "before"
+        if before.exists() and not path.exists():  # it was killed between two moves
+            before.rename(path)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,6 +1,7 @@
 """What goes into a model: names, shapes, and arrays that fit them."""
 
 import itertools
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,8 +28,10 @@ def input_specs(
 
     Raises:
         UnbuiltModelError: If the model does not know its inputs.
-        ArgumentError: If `input_shape` contradicts the model.
+        ArgumentError: If `input_shape` contradicts the model, or `batch_size` is below 1.
     """
+    if batch_size is not None and (not isinstance(batch_size, numbers.Integral) or batch_size < 1):
+        raise ArgumentError(f"`batch_size` must be at least 1, or None. Received: batch_size={batch_size!r}.")
     inputs = getattr(model, "inputs", None)
     if not inputs:
         raise UnbuiltModelError(
@@ -125,3 +128,41 @@ def random_samples(specs: Sequence[tf.TensorSpec], count: int = 4) -> list[np.nd
         numbers = generator.random(shape) if spec.dtype.is_floating else generator.integers(0, 2, shape)
         arrays.append(numbers.astype(spec.dtype.as_numpy_dtype))
     return arrays
+
+
+def require_range(
+    model: keras.Model, arrays: Sequence[np.ndarray], name: str = "representative_data"
+) -> None:
+    """Checks that data are numbers, and of the size that the model's own scaling expects.
+
+    Args:
+        model: The model; what it does first with an input tells what it expects.
+        arrays: One array for each input.
+        name: The argument's name, for messages.
+
+    Raises:
+        ArgumentError: If they are not.
+    """
+    flow = graph.read_flow(model)
+    scalings = (
+        {call.inputs[0]: call.operation for call in flow.calls if len(call.inputs) == 1} if flow else {}
+    )
+    keys = flow.inputs if flow else [None] * len(arrays)
+    for key, array in zip(keys, arrays, strict=True):
+        low, high = float(np.min(array)), float(np.max(array))
+        if not np.isfinite([low, high]).all():
+            raise ArgumentError(
+                f"`{name}` must hold finite numbers. Received: {name} from {low} to {high}. Clean the data."
+            )
+        layer = scalings.get(key)
+        if not isinstance(layer, keras.layers.Rescaling):
+            continue
+        scale = np.abs(np.asarray(layer.scale, "float64")).max()
+        reach = max(abs(low), abs(high)) * scale
+        if high > low and not 0.02 <= reach <= 50:
+            raise ArgumentError(
+                f"`{name}` must have the range that the model expects. "
+                f"Received: {name} from {low:g} to {high:g}; the model begins with a Rescaling by "
+                f"{scale:.4g}, so it expects numbers up to about {1 / scale:.4g}. "
+                "Pass the data as the model takes them."
+            )

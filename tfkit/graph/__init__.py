@@ -24,7 +24,7 @@ from tfkit.graph.nodes import (
     walk,
     write_mask,
 )
-from tfkit.graph.rebuild import copy_operation, rebuild
+from tfkit.graph.rebuild import copy_operation, rebuild, rename
 
 __all__ = [
     "Call",
@@ -43,6 +43,7 @@ __all__ = [
     "read_mask",
     "read_node",
     "rebuild",
+    "rename",
     "require_compiled",
     "require_finite",
     "require_model",

@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import keras
@@ -30,12 +30,25 @@ class Call:
     outputs: tuple[int, ...]
     results: tuple[keras.KerasTensor, ...]
 
+    def call(self, function: Callable[..., Any], inputs: Sequence[Any]) -> list[Any]:
+        """Calls something in the operation's place: with other tensors, and the same settings.
+
+        Args:
+            function: The operation, or another one that takes the same arguments.
+            inputs: What to call it with, in the order of `inputs`.
+
+        Returns:
+            What it gives, flat.
+        """
+        given = {id(x): y for x, y in zip(self.arguments.keras_tensors, inputs, strict=True)}
+        args, kwargs = self.arguments.fill_in(given)
+        return keras.tree.flatten(function(*args, **kwargs))
+
     def run(self, values: dict[int, Any], training: bool | None) -> None:
         """Computes the outputs from the inputs in `values` and puts them there."""
-        given = {id(x): values[key] for x, key in zip(self.arguments.keras_tensors, self.inputs, strict=True)}
-        args, kwargs = self.arguments.fill_in(given)
-        results = operation_fn(self.operation, training=training)(*args, **kwargs)
-        values.update(zip(self.outputs, keras.tree.flatten(results), strict=True))
+        function = operation_fn(self.operation, training=training)
+        results = self.call(function, [values[key] for key in self.inputs])
+        values.update(zip(self.outputs, results, strict=True))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -112,9 +112,21 @@ def copy_operation(operation: keras.Operation, changes: Mapping[str, Any]) -> ke
     if isinstance(operation, keras.layers.Lambda):  # Keras would send its code through bytes
         config = keras.Layer.get_config(operation)
         own = {"output_shape": operation._output_shape, "mask": operation.mask}
-        return keras.layers.Lambda(operation.function, arguments=operation.arguments, **own, **config)
-    if isinstance(operation, keras.Layer) or changes:
+        return keras.layers.Lambda(
+            operation.function, arguments=operation.arguments, **own, **config | dict(changes)
+        )
+    if isinstance(operation, keras.Layer) or changes.keys() - {"name"}:
         return type(operation).from_config(operation.get_config() | _vocabulary(operation) | dict(changes))
     twin = copy.copy(operation)
     twin._inbound_nodes, twin._outbound_nodes = [], []
+    twin.name = changes.get("name", operation.name)
     return twin
+
+
+def rename(tensor: keras.KerasTensor, name: str) -> keras.KerasTensor:
+    """Renames the operation that a tensor comes from, in place, and returns the tensor.
+
+    Operations of `keras.ops` name themselves, and no two in a model may have one name.
+    """
+    tensor._keras_history.operation.name = name
+    return tensor

@@ -17,6 +17,7 @@ from tfkit.prune.magnitude import prune_low_magnitude, prune_now, sparsity_table
 from tfkit.prune.plan import ChannelPlan
 from tfkit.prune.recalibration import recalibrate_batch_norm
 from tfkit.prune.sensitivity import layer_sensitivity, plot_sensitivity
+from tfkit.prune.work import flops_table
 
 __all__ = [
     "ChannelPlan",
@@ -29,6 +30,7 @@ __all__ = [
     "PruningSchedule",
     "PruningSummaries",
     "UpdatePruningStep",
+    "flops_table",
     "layer_sensitivity",
     "plan_channel_pruning",
     "plot_sensitivity",

@@ -134,7 +134,7 @@ def plan_channel_pruning(
     fixed = model if input_shape is None else with_input_shape(model, input_shape)
     sized = wiring if fixed is model else Wiring(fixed)
     if target.name == "flops" or target.is_latency:
-        _require_sizes(sized)
+        require_sizes(sized)
     if target.name == "flops" and wiring.uncounted():
         warnings.warn(
             "The work of some layers is not known and counts as none: "
@@ -208,7 +208,12 @@ def prune_channels(model: keras.Model, *, keep_optimizer: bool = False, **option
     return plan_channel_pruning(model, **options).apply(model, keep_optimizer=keep_optimizer)
 
 
-def _require_sizes(wiring: Wiring) -> None:
+def require_sizes(wiring: Wiring) -> None:
+    """Checks that the work of every layer is known.
+
+    Raises:
+        ArgumentError: If it hangs on a size that is open.
+    """
     if any(math.isnan(work.factor) for work in wiring.works):
         raise ArgumentError(
             "The work of a model depends on the size of its inputs, so it must be known. "

@@ -31,6 +31,13 @@ class Figure:
         return f"data:image/png;base64,{base64.b64encode(self.png).decode()}"
 
 
+def _kind(cell: object) -> str:
+    """Returns the classes of a cell: words stand to the left, long ones may wrap, numbers neither."""
+    if not isinstance(cell, str) or not cell[:1].isalpha():
+        return ""
+    return "word text" if len(cell) > 20 and " " in cell else "word"
+
+
 def write_report(
     path: str | os.PathLike,
     *,
@@ -39,6 +46,7 @@ def write_report(
     table: "pd.DataFrame",
     figures: Sequence[Figure] = (),
     notes: Sequence[str] = (),
+    heading: str = "Every stage",
 ) -> pathlib.Path:
     """Writes a self-contained HTML page: findings, a table, pictures, notes.
 
@@ -49,6 +57,7 @@ def write_report(
         table: Rows as text, ready to read; the first column names the row.
         figures: Pictures, in order.
         notes: How the figures were obtained.
+        heading: What the table shows.
 
     Returns:
         The path.
@@ -72,6 +81,8 @@ def write_report(
         rows=table.to_numpy().tolist(),
         figures=figures,
         notes=notes,
+        heading=heading,
+        kind=_kind,
     )
     path = pathlib.Path(path)
     path.write_text(page, encoding="utf-8")

@@ -9,6 +9,7 @@ import numpy as np
 from tfkit.errors import ArgumentError
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.figure import Figure
 
 
@@ -75,6 +76,63 @@ def picture_strip(pictures: Mapping[str, np.ndarray]) -> bytes:
         axes.set_title(caption, fontsize=10)
         axes.axis("off")
     return _png(figure)
+
+
+def trade_offs(table: "pd.DataFrame") -> bytes:
+    """Draws artifacts by latency, size and quality, with the Pareto front.
+
+    Args:
+        table: A row an artifact: `name`, `latency_ms`, `size_bytes`, and `score` (more is better) or none.
+            Without scores the height shows the size.
+
+    Returns:
+        A PNG. The line joins those that no other beats in everything shown.
+
+    Raises:
+        ArgumentError: If there is no row with a latency.
+
+    Examples:
+        >>> import pandas as pd
+        >>> rows = {"name": ["a", "b"], "latency_ms": [1.0, 2.0], "size_bytes": [1e6, 4e6]}
+        >>> trade_offs(pd.DataFrame(rows))[1:4]
+        b'PNG'
+    """
+    table = table[table.latency_ms.notna()]
+    if table.empty:
+        raise ArgumentError(f"`table` must hold a row with a latency. Received: {len(table)} such rows.")
+    scored = "score" in table and table.score.notna().all()
+    size = table.size_bytes / 1e6
+    height = table.score.astype(float) if scored else size
+    figure = _figure(8, 4.8)
+    axes = figure.subplots()
+    axes.scatter(table.latency_ms, height, s=60 + 900 * size / size.max(), alpha=0.55, color="#2a6fbb")
+    costs = np.stack([table.latency_ms, size, -height if scored else size], axis=1).astype(float)
+    best = [row for row in range(len(costs)) if not _beaten(costs, row)]
+    best.sort(key=lambda row: costs[row, 0])
+    axes.plot(table.latency_ms.iloc[best], height.iloc[best], "--", color="#d97b29", label="Pareto front")
+    middle = (table.latency_ms.min() + table.latency_ms.max()) / 2
+    labels = sorted(zip(table.latency_ms, height, table.name, size, strict=True))
+    for number, (x, y, name, megabytes) in enumerate(labels):
+        right = x > middle  # a label there would leave the picture
+        axes.annotate(
+            f"{name}, {megabytes:.2g} MB",
+            (x, y),
+            textcoords="offset points",
+            xytext=(-9 if right else 9, -30 if number % 2 else 20),  # neighbours on different sides
+            ha="right" if right else "left",
+            fontsize=9,
+        )
+    axes.set(xlabel="latency, ms", ylabel="score" if scored else "size, MB")
+    axes.margins(0.18)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="best")
+    return _png(figure)
+
+
+def _beaten(costs: np.ndarray, row: int) -> bool:
+    """Tells whether another row costs no more in anything, and less in something."""
+    no_more, less = (costs <= costs[row]).all(axis=1), (costs < costs[row]).any(axis=1)
+    return bool((no_more & less).any())
 
 
 def _figure(width: float, height: float) -> "Figure":

@@ -1,4 +1,4 @@
-"""The command line: ``tfkit tune JOB``."""
+"""``tfkit tune JOB``: a search of hyperparameters."""
 
 import importlib.util
 import inspect
@@ -8,18 +8,12 @@ from types import ModuleType
 from typing import Any
 
 import click
-import cloudpickle
 
 import tfkit
+from tfkit.cli.command import Command
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(tfkit.__version__, prog_name="tfkit")
-def main() -> None:
-    """A pretrained Keras model to a small, fast, verified artifact on a device."""
-
-
-@main.command()
+@click.command(cls=Command)
 @click.argument("job", type=click.Path(exists=True, dir_okay=False, path_type=pathlib.Path))
 @click.option("-d", "--directory", required=True, help="Where the search is kept; shared by all machines.")
 @click.option("--max-trials", type=int, required=True, help="Trials at most.")
@@ -41,8 +35,7 @@ def main() -> None:
 @click.option("--overwrite", is_flag=True, help="Delete what the directory holds of an earlier search.")
 @click.option("--plot", type=click.Path(dir_okay=False), help="Draw the result into this picture.")
 @click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
-@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-def tune(job: pathlib.Path, plot: str | None, as_json: bool, debug: bool, **options: Any) -> None:
+def tune(job: pathlib.Path, plot: str | None, as_json: bool, **options: Any) -> None:
     """Search hyperparameters of the model in JOB.
 
     JOB is a Python file with `build` (a function that returns a compiled model), `data` (the
@@ -55,18 +48,12 @@ def tune(job: pathlib.Path, plot: str | None, as_json: bool, debug: bool, **opti
 
     Exit codes: 0 when a trial completed, 1 when the search failed, 2 when the call was wrong.
     """
-    try:
-        module = _load(job)
-        space = getattr(module, "space", None) or tfkit.SearchSpace(
-            learning_rate=(1e-5, 1e-1), weight_decay=(1e-6, 1e-1)
-        )
-        data = module.data() if callable(module.data) else module.data
-        result = tfkit.search(module.build, space=space, verbose=int(not as_json), **data, **options)
-    except tfkit.TfkitError as error:
-        if debug:
-            raise
-        click.echo(f"error: {error}", err=True)
-        sys.exit(2 if isinstance(error, tfkit.ArgumentError | tfkit.ArgumentTypeError) else 1)
+    module = _load(job)
+    space = getattr(module, "space", None) or tfkit.SearchSpace(
+        learning_rate=(1e-5, 1e-1), weight_decay=(1e-6, 1e-1)
+    )
+    data = module.data() if callable(module.data) else module.data
+    result = tfkit.search(module.build, space=space, verbose=int(not as_json), **data, **options)
     if plot:
         result.plot(plot)
     if as_json:
@@ -78,6 +65,8 @@ def tune(job: pathlib.Path, plot: str | None, as_json: bool, debug: bool, **opti
 
 def _load(path: pathlib.Path) -> ModuleType:
     """Imports a job and checks that it has what a search needs."""
+    import cloudpickle
+
     specification = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(specification)
     sys.path.insert(0, str(path.parent.resolve()))

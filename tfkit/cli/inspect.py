@@ -1,0 +1,157 @@
+"""``tfkit inspect FILE``: what a model is made of, and what each target would do with it."""
+
+import pathlib
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import tfkit
+from tfkit.cli.command import (
+    Command,
+    Shape,
+    Targets,
+    as_options,
+    echo_json,
+    echo_paragraph,
+    echo_table,
+    megabytes,
+    records,
+)
+
+if TYPE_CHECKING:
+    import keras
+    import pandas as pd
+
+NEIGHBOURS = "its neighbours cannot"  # a consequence, no cause
+
+
+@click.command(cls=Command)
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=pathlib.Path))
+@click.option("--input-shape", type=Shape(), help="Sizes that the model leaves open, as 224,224,3.")
+@click.option("--json", "as_json", is_flag=True, help="Print all of it as JSON.")
+def inspect(file: pathlib.Path, input_shape: tuple[int | None, ...] | None, as_json: bool) -> None:
+    """Show what is in FILE, and what the runtimes make of it.
+
+    Of a .keras model: its layers with parameters, zeros and work, and for each target whether
+    sparse kernels would engage, what stops them and what mends it. One that could run code is
+    refused. Of a .tflite file: its operations, and what XNNPACK does with them.
+
+    Exit codes: 0 when it was read, 1 when a runtime cannot run it, 2 when the call was wrong.
+    """
+    if file.suffix == ".tflite":
+        if input_shape is not None:
+            raise tfkit.ArgumentError(
+                "A .tflite file has its own sizes. "
+                f"Received: {str(file)!r} with --input-shape. Leave the option out."
+            )
+        _inspect_tflite(file, as_json)
+    else:
+        _inspect_keras(file, input_shape, as_json)
+
+
+def _inspect_tflite(file: pathlib.Path, as_json: bool) -> None:
+    table = tfkit.explain_tflite(file)
+    found = {"file": str(file), "size_bytes": file.stat().st_size, **table.attrs}
+    if as_json:
+        echo_json(found | {"operations": records(table)})
+        return
+    echo_table(table.drop(columns="remedy" if not table.remedy.any() else []))
+    click.echo()
+    encoded = "sparse-encoded" if found["sparse"] else "not sparse-encoded"
+    echo_paragraph(
+        f"{file}: {megabytes(found['size_bytes'])} MB, takes {', '.join(found['inputs'])}, {encoded}. "
+        f"XNNPACK on ARM and in a browser: {found['verdict']}."
+    )
+
+
+def _inspect_keras(file: pathlib.Path, input_shape: tuple[int | None, ...] | None, as_json: bool) -> None:
+    model = tfkit.models.load_base_model(file)
+    layers = tfkit.layer_table(model)
+    notes = []
+    try:
+        work = tfkit.flops_table(model, input_shape=input_shape)
+        layers["flops"] = layers.path.map(work.set_index("path").flops).astype("Int64")
+        flops = int(work.flops.sum())
+        if uncounted := work.attrs["uncounted"]:
+            notes.append(f"The work of {', '.join(uncounted)} is not known and counts as none.")
+    except tfkit.TfkitError as error:
+        flops = None
+        notes.append(f"The work was not counted. {as_options(str(error))}")
+    targets = {target: _target(model, target, input_shape) for target in Targets.known}
+    parameters = int(layers.parameters.sum())
+    zeros = _zeros(model)
+    found = {
+        "file": str(file),
+        "name": model.name,
+        "inputs": [list(each.shape) for each in getattr(model, "inputs", None) or []],
+        "outputs": [list(each.shape) for each in getattr(model, "outputs", None) or []],
+        "parameters": parameters,
+        "sparsity": zeros,
+        "flops": flops,
+        "targets": targets,
+        "notes": notes,
+    }
+    if as_json:
+        echo_json(found | {"layers": records(layers)})
+        return
+    shown = layers.assign(
+        parameters=[f"{each:,}" for each in layers.parameters],
+        sparsity=[f"{each:.3f}" for each in layers.sparsity],
+    )
+    if "flops" in shown:
+        shown["flops"] = ["" if each is None else f"{each:,}" for each in _or_none(layers.flops)]
+    echo_table(shown)
+    click.echo()
+    work = "" if flops is None else f", {flops:,} multiplications and additions a sample"
+    echo_paragraph(f"{model.name}: {parameters:,} parameters, {zeros:.1%} of the kernels zero{work}.")
+    for note in notes:
+        echo_paragraph(note, indent="  ")
+    alike: dict[str, list[str]] = {}
+    for target, said in targets.items():
+        alike.setdefault(_words(said), []).append(target)
+    for words, names in alike.items():
+        echo_paragraph(f"{', '.join(names)}: {words}", indent="  ")
+
+
+def _zeros(model: "keras.Model") -> float:
+    """Returns the share of zeros among the weights that `layer_table` looks at, of all layers together."""
+    import numpy as np
+
+    kernels = [np.asarray(x) for x in model.weights if len(x.shape) > 1 and "bias" not in x.name]
+    total = sum(each.size for each in kernels)
+    return float(sum((each == 0).sum() for each in kernels) / total) if total else 0.0
+
+
+def _or_none(column: "pd.Series") -> list[int | None]:
+    return [None if missing else int(value) for value, missing in zip(column, column.isna())]
+
+
+def _target(model: "keras.Model", target: str, input_shape: tuple[int | None, ...] | None) -> dict[str, Any]:
+    """Returns the verdict for a target, and the first thing that stands behind it."""
+    try:
+        table = tfkit.explain_deployment(model, target, input_shape=input_shape)
+    except tfkit.TfkitError as error:
+        return {"verdict": None, "layer": "", "operation": "", "reason": as_options(str(error)), "remedy": ""}
+    verdict = table.attrs["verdict"]
+    causes = table[(table.runs == verdict) & (table.reason != "")]
+    causes = causes[~causes.reason.str.startswith(NEIGHBOURS)]
+    # what a sparse or a GPU's model leaves aside needs no reason
+    first = None if verdict in ("sparse", "gpu") or causes.empty else causes.iloc[0]
+    names = ("layer", "operation", "reason", "remedy")
+    counts = table.runs.value_counts()
+    return {
+        "verdict": verdict,
+        "operations": {str(name): int(count) for name, count in counts.items()},
+        **{name: "" if first is None else str(first[name]) for name in names},
+    }
+
+
+def _words(said: dict[str, Any]) -> str:
+    if said["verdict"] is None:
+        return f"not known. {said['reason']}"
+    counts = ", ".join(f"{count} {name}" for name, count in said["operations"].items())
+    text = f"{said['verdict']} ({counts})"
+    if said["reason"]:
+        at = said["layer"] or said["operation"]
+        text += f"; {at}: {said['reason']}"
+    return f"{text}. Remedy: {said['remedy']}." if said["remedy"] else f"{text}."
