@@ -141,7 +141,7 @@ def randomized(name: str, seed: int) -> keras.Model:
     Statistics are measured on random pictures, and variances then made larger. With those that a
     network begins with EfficientNetV2L puts out 3e9 and magnifies a change of its input by a
     ten-millionth to one of the output by 70%, and so it does rounding. With these it stays below
-    1e-6, and outputs depend on the picture: by 1 to 5% in MobileNetV2, DenseNet201, NASNetLarge
+    2e-6, and outputs depend on the picture: by 1 to 5% in MobileNetV2, DenseNet201, NASNetLarge
     and InceptionResNetV2, by less in EfficientNets.
     """
     keras.utils.set_random_seed(seed)
