@@ -29,7 +29,8 @@ import numpy as np
 from tfkit.errors import ArgumentError, ExportError
 from tfkit.export import apart, runners
 
-Processor = Literal["no-avx", "arm64"]
+Processor = Literal["no-avx", "arm64", "arm64-dot"]
+CORES = {"arm64": "cortex-a72", "arm64-dot": "cortex-a76"}  # as qemu names them; the second has dot products
 ARM64 = pathlib.Path("~/.cache/tfkit/arm64")
 PYTHON = "3.11"  # of Debian 12
 PACKAGES = (
@@ -113,7 +114,8 @@ def count_instructions(
     Args:
         path: A `.tflite` file.
         arrays: One batch, an array an input; None takes zeros.
-        processor: ``"no-avx"``, an Intel Nehalem, or ``"arm64"``, a Cortex-A72.
+        processor: ``"no-avx"``, an Intel Nehalem; ``"arm64"``, a Cortex-A72; or ``"arm64-dot"``, a
+            Cortex-A76, which multiplies int8 four at a time as phones do since 2018.
         calls: Two different numbers of calls.
         arm64: Where `arm64_root` made its folder, or makes it now.
         time_limit_s: Seconds for each run.
@@ -205,11 +207,12 @@ def _child(
 ) -> tuple[list[str], dict[str, str]]:
     """Returns the command and the environment of a counted run."""
     counting = ["-plugin", f"{plugin},to={folder / 'count'}"]
-    if processor == "arm64":
-        (emulator, *python), environment = _arm64_python(arm64_root(arm64))
+    if processor in CORES:
+        (emulator, *python), environment = _arm64_python(arm64_root(arm64), processor)
         return [emulator, *counting, *python, "-P", runners.__file__, str(folder)], environment
     if processor != "no-avx":
-        raise ArgumentError(f"`processor` must be one of no-avx, arm64. Received: processor={processor!r}.")
+        known = ", ".join(["no-avx", *CORES])
+        raise ArgumentError(f"`processor` must be one of {known}. Received: processor={processor!r}.")
     if not apart.has_avx():
         raise ExportError("no-avx is counted on an x86-64 machine with AVX only. Received: another one.")
     emulator, *python = apart.command("no-avx", folder)
@@ -230,11 +233,19 @@ def _packages() -> str:
     return os.pathsep.join(dict.fromkeys(str(pathlib.Path(each).parents[1]) for each in found))
 
 
-def _arm64_python(root: pathlib.Path) -> tuple[list[str], dict[str, str]]:
+def _arm64_python(root: pathlib.Path, processor: str = "arm64") -> tuple[list[str], dict[str, str]]:
     paths = {"PYTHONHOME": str(root / "usr"), "PYTHONPATH": str(root / "opt/packages")}
     emulator = _need("qemu-aarch64", "qemu-user")
-    # Cortex-A72: the machine's default, "max", has extensions that few phones have
-    command = [emulator, "-cpu", "cortex-a72", "-L", str(root), str(root / f"usr/bin/python{PYTHON}"), "-S"]
+    # not qemu's default, "max", which has extensions that few phones have
+    command = [
+        emulator,
+        "-cpu",
+        CORES[processor],
+        "-L",
+        str(root),
+        str(root / f"usr/bin/python{PYTHON}"),
+        "-S",
+    ]
     return command, {"PATH": os.environ["PATH"], "OPENBLAS_NUM_THREADS": "1", **paths, **_FIXED}
 
 
@@ -277,7 +288,7 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m experiments.instructions", description=__doc__.split("\n")[0]
     )
     parser.add_argument("path", type=pathlib.Path)
-    parser.add_argument("--processor", choices=("no-avx", "arm64"), default="no-avx")
+    parser.add_argument("--processor", choices=("no-avx", *CORES), default="no-avx")
     options = parser.parse_args(arguments)
     try:
         count = count_instructions(options.path, processor=options.processor)

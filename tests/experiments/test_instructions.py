@@ -59,6 +59,6 @@ def test_numbers_of_calls_that_cannot_be_subtracted_are_refused(files, calls):
 @ready
 def test_an_unknown_processor_is_refused(files):
     with pytest.raises(
-        tfkit.ArgumentError, match=r"must be one of no-avx, arm64.*Received: processor='mips'"
+        tfkit.ArgumentError, match=r"must be one of no-avx, arm64, arm64-dot.*Received: processor='mips'"
     ):
         instructions.count_instructions(files[1], processor="mips")
