@@ -180,3 +180,23 @@ def test_an_unwritable_folder_is_refused_before_any_conversion(tmp_path):
         tfkit.OutputPathError, match=r"can be written to.*Received: path=.*Choose another place"
     ):
         tfkit.export_saved_model(net(), tmp_path / "file" / "model")
+
+
+def test_every_weight_is_written_once(tmp_path):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((256,)), layers.Dense(512), layers.Dense(8)])
+    artifact = tfkit.export_saved_model(model, tmp_path / "model", preprocessing="inside")
+    weights = 4 * model.count_params()
+    assert weights < artifact.size_bytes < 1.5 * weights
+
+
+def test_a_model_of_words_is_served_and_proven(tmp_path):
+    words = keras.Input((1,), dtype="string")
+    lookup = layers.StringLookup(vocabulary=["a", "b"])
+    model = keras.Model(words, layers.Embedding(3, 2)(lookup(words)))
+    x = np.array([["b"], ["a"], ["?"]], dtype=object)
+    artifact = tfkit.export_saved_model(model, tmp_path / "model", representative_data=x)
+    assert artifact.parity.passed
+    assert artifact.parity.samples == 3
+    rows = model.layers[-1].embeddings.numpy()
+    np.testing.assert_array_equal(run(artifact, x)[0][:, 0], rows[[2, 1, 0]])

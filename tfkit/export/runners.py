@@ -82,9 +82,11 @@ def in_batches(run: Runner, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
 
 
 def plain(array: Any) -> np.ndarray:
-    """Returns an array that `np.save` keeps: what NumPy has no type for, as bfloat16, becomes float32."""
+    """Returns an array that `np.save` keeps: texts at a fixed width; bfloat16, which it lacks, as float32."""
     array = np.asarray(array)
-    return array if array.dtype.kind in "biufc" else array.astype("float32")
+    if array.dtype.kind == "O":  # as TensorFlow gives texts
+        array = np.array(array.tolist()).reshape(array.shape)
+    return array if array.dtype.kind in "biufcUS" else array.astype("float32")
 
 
 def _by_number(name: str) -> tuple[int, str]:

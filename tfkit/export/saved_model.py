@@ -17,6 +17,7 @@ from tfkit.export.parity import PROOF_SAMPLES, TOLERANCE, compare, require_parit
 from tfkit.export.serving import raw_samples, with_preprocessing
 from tfkit.export.signature import input_specs, random_samples, samples, serving_function
 
+_TABLES = (keras.layers.StringLookup, keras.layers.IntegerLookup, keras.layers.TextVectorization)
 RAW = "raw"  # the signature that takes pictures as they come
 HERE = "TensorFlow on this processor"
 
@@ -127,10 +128,11 @@ def write_saved_model(
         whole: The same model with its preprocessing, for a second signature.
     """
     archive = keras.export.ExportArchive()
-    archive.track(model)
+    for layer in graph.sublayers(model if whole is None else whole):
+        if isinstance(layer, _TABLES):  # endpoints bring their variables; `track` would write them twice
+            archive.track(layer)
     archive.add_endpoint("serve", serving_function(model), input_signature=list(specs))
     if whole is not None:
-        archive.track(whole)
         archive.add_endpoint(
             RAW, serving_function(whole), input_signature=input_specs(whole, batch_size=None)
         )
