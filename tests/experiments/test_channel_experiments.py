@@ -127,8 +127,14 @@ def test_a_small_run_of_coverage_writes_its_table_and_its_figure(tmp_path, monke
 
 @pytest.mark.slow
 def test_a_small_run_of_latency_writes_its_tables_and_its_figure(tmp_path, monkeypatch):
-    monkeypatch.setattr(channel_latency, "build", lambda name, config: small())
-    tiny = channel_latency.Config(networks=("small",), flops=(0.5,), runs=3, side=12)
+    def build(name, config):  # large enough for a clock, and for a shorter time to be possible
+        layers = keras.layers
+        stack = [layers.Conv2D(64, 3), layers.BatchNormalization(), layers.ReLU(), layers.Conv2D(64, 3)]
+        stack += [layers.ReLU(), layers.Conv2D(64, 3), layers.GlobalAveragePooling2D(), layers.Dense(4)]
+        return keras.Sequential([keras.Input((24, 24, 3)), *stack])
+
+    monkeypatch.setattr(channel_latency, "build", build)
+    tiny = channel_latency.Config(networks=("small",), flops=(0.5,), runs=10, side=24)
     monkeypatch.setattr(channel_latency, "QUICK", tiny)
     assert channel_latency.main(["--quick", "--output", str(tmp_path)]) == 0
     found = json.loads((tmp_path / "results.json").read_text())
