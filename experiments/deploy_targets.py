@@ -14,8 +14,7 @@ Needs Debian's chromium, npm (then `npm install`), qemu-user and gcc.
 
 Expected: int8 twice as fast as float32 on x86, with half the work pruned away 3.1 to 3.4 times;
 at 90% zeros 2.6 times fewer instructions on ARM64 and 2.5 times as fast in the browser on an
-AMD EPYC (3.7 times was measured on another processor), after `make_sparse_ready`; without it
-nothing is gained.
+AMD EPYC, after `make_sparse_ready`; without it nothing is gained.
 """
 
 import dataclasses
