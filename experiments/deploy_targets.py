@@ -92,17 +92,18 @@ def run(config: Config, output: pathlib.Path) -> tuple[dict[str, pd.DataFrame], 
         name: float(np.median(taken))
         for name, taken in time_in_browser(files, runs=config.browser_runs, time_limit_s=1800).items()
     }
-    rows = []
-    for name, path in files.items():
-        row = {"form": name, "MB": path.stat().st_size / 1e6, "x86, ms": x86[name], "wasm, ms": wasm[name]}
-        row |= {"x86": x86[FLOAT] / x86[name], "wasm": wasm[FLOAT] / wasm[name]}
-        for core, processor in CORES.items() if config.arm64 else ():
-            row[f"{core}, M instructions"] = count_instructions(path, processor=processor) / 1e6
-            row[core] = (rows or [row])[0][f"{core}, M instructions"] / row[f"{core}, M instructions"]
-        rows.append(row)
-        print(row, file=sys.stderr)
-    chosen = choices(config, output)
-    tables = {"forms": pd.DataFrame(rows), "choices": chosen}
+    cost = pd.DataFrame({"x86, ms": x86, "wasm, ms": wasm})
+    for core, processor in CORES.items() if config.arm64 else ():
+        counted = {name: count_instructions(path, processor=processor) for name, path in files.items()}
+        cost[f"{core}, M instructions"] = pd.Series(counted) / 1e6
+    sizes = {name: path.stat().st_size / 1e6 for name, path in files.items()}
+    ratios = (cost.loc[FLOAT] / cost).rename(columns=lambda column: column.split(",")[0])
+    ratios.insert(0, "MB", pd.Series(sizes))
+    tables = {
+        name: table.rename_axis("form").reset_index()
+        for name, table in (("forms", ratios), ("measured", cost))
+    }
+    tables["choices"] = choices(config, output)
     return tables, {"deploy_targets.png": draw(tables["forms"])}
 
 
