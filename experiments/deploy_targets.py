@@ -93,6 +93,7 @@ def run(config: Config, output: pathlib.Path) -> tuple[dict[str, pd.DataFrame], 
         for name, taken in time_in_browser(files, runs=config.browser_runs, time_limit_s=1800).items()
     }
     cost = pd.DataFrame({"x86, ms": x86, "wasm, ms": wasm})
+    print(cost.to_string(), file=sys.stderr)
     for core, processor in CORES.items() if config.arm64 else ():
         counted = {name: count_instructions(path, processor=processor) for name, path in files.items()}
         cost[f"{core}, M instructions"] = pd.Series(counted) / 1e6
@@ -120,6 +121,7 @@ def forms(config: Config) -> dict[str, Callable[[], bytes]]:
 
     half = tfkit.plan_channel_pruning(network, flops=0.5, multiple_of=16)
     smaller = tfkit.recalibrate_batch_norm(half.apply(network), pictures)
+    lighter = tfkit.plan_channel_pruning(network, parameters=0.5).apply(network)
     made = {
         FLOAT: converted(network),
         "float16": converted(network, "float16"),
@@ -139,6 +141,8 @@ def forms(config: Config) -> dict[str, Callable[[], bytes]]:
             made[f"{share}, sparse float16"] = converted(ready, "float16", sparse=True)
             made[f"{share}, sparse, rest int8 weights"] = converted(ready, "int8_weights", sparse=True)
             made[f"{share}, int8"] = converted(sparse, "int8")
+    both = tfkit.make_sparse_ready(zeroed(lighter, 0.8, config.seed))
+    made["half the weights by channels, 80% zeros, sparse float32"] = converted(both, sparse=True)
     return made
 
 
