@@ -1,6 +1,7 @@
 """MkDocs hook: fills ``{{ table NAME KEY }}`` and ``{{ provenance NAME }}`` from an experiment.
 
-A table is a list of rows in results.json under its key.
+A table is a list of rows in results.json under its key; ``{{ table NAME KEY: form, x86 }}`` shows
+these columns only.
 
 The results in docs/results are what an experiment wrote, copied as it is:
 
@@ -29,8 +30,8 @@ COLUMNS = {
 def on_page_markdown(markdown, **_):
     """Replaces every placeholder of a page."""
     return re.sub(
-        r"\{\{ (\w+) (\w+) ?(\w*) \}\}",
-        lambda match: PARTS[match[1]](_read(match[2]), *filter(None, [match[3]])),
+        r"\{\{ (\w+) (\w+)(?: (\w+))?(?:: ([^}]+))? \}\}",
+        lambda match: PARTS[match[1]](_read(match[2]), *filter(None, match.group(3, 4))),
         markdown,
     )
 
@@ -39,8 +40,10 @@ def _read(name):
     return json.loads((RESULTS / name / "results.json").read_text())
 
 
-def _table(results, key):
+def _table(results, key, columns=None):
     rows = results[key]
+    if columns:
+        rows = [{name: row[name] for name in columns.split(", ")} for row in rows]
     used = {name: COLUMNS.get(name, (name.replace("_", " "), None)) for row in rows for name in row}
     lines = [
         "| " + " | ".join(title for title, _ in used.values()) + " |",
@@ -61,8 +64,9 @@ def _cell(value, form):
 
 def _provenance(results):
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
+    processor = f" ({results['processor']})" if "processor" in results else ""
     return (
-        f"Seed {results['config']['seed']}, {results['seconds']:.0f} seconds on two cores, "
+        f"Seed {results['config']['seed']}, {results['seconds']:.0f} seconds on two cores{processor}, "
         f"at most {results['peak_memory_gb']} GB of memory; {versions}."
     )
 
