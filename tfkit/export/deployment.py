@@ -18,7 +18,7 @@ from tfkit.export.padding import explicit_padding
 from tfkit.export.signature import input_specs
 from tfkit.export.tensors import TensorFile
 from tfkit.export.tflite import convert_model
-from tfkit.export.xnnpack import Analysis, Verdict, analyse
+from tfkit.export.xnnpack import Analysis, Rewritable, Verdict, analyse
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,13 +40,6 @@ _GPU = {
     "UNPACK",
 }  # fmt: skip
 _GPU_MOST_DIMENSIONS, _GPU_FEWER_DIMENSIONS = 5, {"TILE": 4}
-_REWRITTEN = (
-    "padding='same'",
-    "padded by",
-    "keeps its dimensions",
-    "with a constant",
-    "of other than pictures",
-)
 
 
 def require_target(target: str) -> Target:
@@ -211,7 +204,7 @@ def _xnnpack_rows(found: Analysis) -> list[dict[str, str]]:
 def _remedy(verdict: Verdict, reason: str) -> str:
     if verdict is Verdict.SPARSE or not reason:
         return ""
-    if any(words in reason for words in _REWRITTEN):
+    if isinstance(reason, Rewritable):
         return "tfkit.make_sparse_ready(model)"
     if "are zero" in reason:
         return "prune the 1x1 convolutions to more than 2/3, better to 90%"
