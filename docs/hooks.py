@@ -1,17 +1,23 @@
-"""MkDocs hook: fills ``{{ table NAME KEY }}`` and ``{{ provenance NAME }}`` from an experiment.
+"""MkDocs hooks: figures out of experiments, and formulas as MathML.
 
-A table is a list of rows in results.json under its key; ``{{ table NAME KEY: form, x86 }}`` shows
-these columns only.
+``{{ table NAME KEY }}`` and ``{{ provenance NAME }}`` are filled from an experiment. A table is a list of
+rows in results.json under its key; ``{{ table NAME KEY: form, x86 }}`` shows these columns only.
 
 The results in docs/results are what an experiment wrote, copied as it is:
 
     python -m experiments.quickstart
     cp results/quickstart/{results.json,*.png} docs/results/quickstart/
+
+Formulas stand as LaTeX between dollars, ``$…$`` in a line and ``$$…$$`` on lines of their own. They
+become MathML, which browsers draw by themselves: no script, no font, no other machine.
 """
 
+import html
 import json
 import pathlib
 import re
+
+from latex2mathml.converter import convert
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 COLUMNS = {
@@ -34,6 +40,20 @@ def on_page_markdown(markdown, **_):
         lambda match: PARTS[match[1]](_read(match[2]), *filter(None, match.group(3, 4))),
         markdown,
     )
+
+
+def on_page_content(content, **_):
+    """Turns the LaTeX that arithmatex has marked into MathML."""
+    marked = r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>'
+    return re.sub(marked, _formula, content, flags=re.DOTALL)
+
+
+def _formula(match):
+    latex = html.unescape(match[2])
+    mathml = convert(latex, display="inline" if match[1] == "span" else "block")
+    if "\\" in html.unescape(mathml):  # a command that the converter does not know, it writes as text
+        raise ValueError(f"A formula must be of known commands. Received: {latex!r}, which gave {mathml}.")
+    return mathml if match[1] == "span" else f'<div class="formula">{mathml}</div>'
 
 
 def _read(name):
