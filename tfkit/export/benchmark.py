@@ -4,12 +4,12 @@ import functools
 import numbers
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tfkit.errors import ArgumentError
+from tfkit.errors import ArgumentError, ArgumentTypeError
 from tfkit.export.apart import measure_apart
 from tfkit.export.artifact import Artifact, writable
 from tfkit.export.runners import Runner
@@ -62,6 +62,7 @@ def benchmark(
         peak, without the runtime itself; NaN where the system does not tell, as outside Linux).
 
     Raises:
+        ArgumentTypeError: If `artifacts` is no artifact, list or dict.
         ArgumentError: If there is no artifact, a path is none, a count is below 1, or `quality` has
             not one finite number for each name.
         OutputPathError: If `plot` cannot be written.
@@ -79,6 +80,11 @@ def benchmark(
 
     if isinstance(artifacts, Given):
         artifacts = [artifacts]
+    if not isinstance(artifacts, Iterable):
+        raise ArgumentTypeError(
+            f"`artifacts` must be artifacts or paths. Received: artifacts={artifacts!r}. "
+            "Pass one, a list of them, or a dict by name."
+        )
     named = artifacts.items() if isinstance(artifacts, Mapping) else [(None, each) for each in artifacts]
     if not named:
         raise ArgumentError(f"`artifacts` must hold at least one. Received: artifacts={artifacts!r}.")

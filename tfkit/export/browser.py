@@ -227,5 +227,5 @@ def _refusal(
     return ExportError(
         f"LiteRT.js must be able to {stage} the artifact. Received: path={path!r}, "
         f"accelerator={job['accelerator']!r} ({head['fault'][:500]}); the console says: {spoken(log)}. "
-        "Export it as plain float32 or float16."
+        "Export it as dense float32 or float16, or run it on WebAssembly."
     )

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import pathlib
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -39,6 +40,11 @@ Predict = Callable[[Any], Any]
 
 class Passed(Exception):  # noqa: N818 - no error: the next candidate's turn
     """A candidate that is not shipped, and why."""
+
+
+def _in_short(error: Exception) -> str:
+    """Returns an error's text for the middle of a sentence: one line, not too long."""
+    return textwrap.shorten(str(error), 600, placeholder=" …").rstrip(".")
 
 
 def keras_predict(model: keras.Model) -> Predict:
@@ -196,7 +202,7 @@ class Maker:
             try:
                 self.made[name] = self._judged(self._make(name))
             except (Passed, ExportError) as why:
-                self.made[name] = str(why).rstrip(".")
+                self.made[name] = _in_short(why)
         made = self.made[name]
         if isinstance(made, str):
             raise Passed(made)
@@ -325,7 +331,7 @@ class Maker:
         try:
             parity = compare(self.model, run, few, TOLERANCE[artifact.precision])
         except ExportError as error:
-            raise Passed(f"it fails in the browser: {error}") from error
+            raise Passed(f"it fails in the browser: {_in_short(error)}") from error
         if not parity.passed:
             raise Passed(f"in the browser it is off by {parity.relative_error:.2g} of the largest output")
         if accelerator == "webgpu" and not all(accelerated):

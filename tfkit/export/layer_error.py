@@ -49,7 +49,7 @@ def quantization_error(model: keras.Model, artifact: Artifact | str | os.PathLik
     Args:
         model: The Keras model that the file was made from, functional or Sequential.
         artifact: An `Artifact` or the path of a `.tflite` file, of any precision.
-        x: Inputs as the device will see them: an array, a list of arrays (one an input)
+        x: Inputs as the device will see them: an array, a list or a dict of arrays (one an input)
             or a tf.data.Dataset; at most 128 samples are used.
 
     Returns:
@@ -82,7 +82,7 @@ def quantization_error(model: keras.Model, artifact: Artifact | str | os.PathLik
             f"Received: model={model.name!r}, which computes in Python of its own."
         )
     file = TensorFile(read_tflite(artifact))
-    arrays = samples(x, input_specs(model, batch_size=None), name="x")
+    arrays = samples(x, input_specs(model, batch_size=None), name="x", model=model)
     file.require_fit(arrays)
     batches = _Batches(arrays, file.batch_size)
     places = _places(model, flow, file, batches)

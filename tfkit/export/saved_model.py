@@ -49,7 +49,7 @@ def export_saved_model(
     Args:
         model: A built Keras model.
         path: The directory to make.
-        representative_data: Inputs for the comparison: an array, a list of arrays (one
+        representative_data: Inputs for the comparison: an array, a list or a dict of arrays (one
             an input) or a tf.data.Dataset. None compares on seeded uniform numbers.
         preprocessing: From raw input to the model's input, for a model with one input: a
             function, layer or model of TensorFlow or Keras operations. Its input is uint8 on
@@ -91,7 +91,9 @@ def export_saved_model(
     """
     graph.require_finite(graph.require_model(model))
     specs = input_specs(model, batch_size=None)
-    arrays = random_samples(specs) if representative_data is None else samples(representative_data, specs)
+    arrays = random_samples(specs)
+    if representative_data is not None:
+        arrays = samples(representative_data, specs, model=model)
     whole = None if preprocessing is None else with_preprocessing(model, preprocessing)
     path = output_path(path, "saved_model")
     with staged(path) as temporary:
