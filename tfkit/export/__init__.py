@@ -2,14 +2,14 @@
 
 import sys
 import types
-from typing import Any
+from typing import TYPE_CHECKING
 
-from tfkit.export.artifact import Artifact
+from tfkit.export.artifact import Artifact, Parity
 from tfkit.export.benchmark import benchmark
 from tfkit.export.deployment import explain_deployment, explain_tflite
 from tfkit.export.layer_error import quantization_error
 from tfkit.export.manifest import ExportReport
-from tfkit.export.parity import Parity, check_parity
+from tfkit.export.parity import check_parity
 from tfkit.export.quantization import quantize_weights
 from tfkit.export.saved_model import export_saved_model
 from tfkit.export.sparse import make_sparse_ready
@@ -38,9 +38,14 @@ __all__ = [
 class _Room(types.ModuleType):
     """The room carries the name of its main function, so that `tfkit.export(model, …)` may be called."""
 
-    def __call__(self, *args: Any, **kwargs: Any) -> ExportReport:
-        return export(*args, **kwargs)
+    if TYPE_CHECKING:
+        __call__ = staticmethod(export)
+    else:
+
+        def __call__(self, *args, **kwargs):
+            return export(*args, **kwargs)
 
 
 _Room.__call__.__doc__ = export.__doc__
+
 sys.modules[__name__].__class__ = _Room
