@@ -402,6 +402,4 @@ class ReduceLROnPlateau(_RateCallback, keras.callbacks.ReduceLROnPlateau):
 
 # For each optimizer whose rate a warmup is raising: the peak, and the rate set last. A fit
 # that ends inside the warmup thus does not take the rate it left for the peak of the next.
-_RISING: weakref.WeakKeyDictionary[keras.optimizers.Optimizer, tuple[float, float]] = (
-    weakref.WeakKeyDictionary()
-)
+_RISING: weakref.WeakKeyDictionary[keras.Optimizer, tuple[float, float]] = weakref.WeakKeyDictionary()
