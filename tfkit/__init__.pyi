@@ -1,9 +1,5 @@
 """The public names: lazy_loader reads them here when tfkit is imported, and type checkers do."""
 
-import typing
-
-import tfkit.export as _export
-
 from . import errors as errors
 from . import models as models
 from . import optim as optim
@@ -37,6 +33,7 @@ from .export import make_sparse_ready as make_sparse_ready
 from .export import quantization_error as quantization_error
 from .export import quantize_weights as quantize_weights
 from .export import zeros_kept as zeros_kept
+from .export.room import export as export
 from .optim import LearningRateCurve as LearningRateCurve
 from .optim import LearningRateSearch as LearningRateSearch
 from .optim import ReduceLROnPlateau as ReduceLROnPlateau
@@ -81,8 +78,3 @@ from .tune import SearchSpace as SearchSpace
 from .tune import search as search
 
 __version__: str
-
-if typing.TYPE_CHECKING:
-    export: _export._Room  # a module that may be called, which no import says
-else:
-    from . import export as export

@@ -1,8 +1,6 @@
 """Artifacts for devices, each proven against Keras before it gets its name."""
 
 import sys
-import types
-from typing import TYPE_CHECKING
 
 from tfkit.export.artifact import Artifact, Parity
 from tfkit.export.benchmark import benchmark
@@ -11,6 +9,7 @@ from tfkit.export.layer_error import quantization_error
 from tfkit.export.manifest import ExportReport
 from tfkit.export.parity import check_parity
 from tfkit.export.quantization import quantize_weights
+from tfkit.export.room import Room
 from tfkit.export.saved_model import export_saved_model
 from tfkit.export.sparse import make_sparse_ready
 from tfkit.export.targets import export
@@ -34,18 +33,4 @@ __all__ = [
     "zeros_kept",
 ]
 
-
-class _Room(types.ModuleType):
-    """The room carries the name of its main function, so that `tfkit.export(model, …)` may be called."""
-
-    if TYPE_CHECKING:
-        __call__ = staticmethod(export)
-    else:
-
-        def __call__(self, *args, **kwargs):
-            return export(*args, **kwargs)
-
-
-_Room.__call__.__doc__ = export.__doc__
-
-sys.modules[__name__].__class__ = _Room
+sys.modules[__name__].__class__ = Room
