@@ -1,6 +1,7 @@
 """What all commands share: how they fail, and how they print."""
 
 import difflib
+import functools
 import json
 import os
 import re
@@ -15,6 +16,8 @@ from tfkit.errors import ArgumentError, ArgumentTypeError, OutputPathError, Tfki
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from tfkit.export.deployment import Target
 
 FAILED, WRONG_CALL = 1, 2
 # a folder that stands in the way, too, is a matter of the call
@@ -53,12 +56,12 @@ class Command(click.Command):
         ctx.exit(code)
 
 
-class Targets(click.ParamType):
+class Targets(click.ParamType):  # type: ignore[type-arg]  # which click 8.2 does not take
     """Names of targets, joined by commas."""
 
     name = "names"
     # as in tfkit.export.deployment, which would load TensorFlow
-    known = ("desktop", "gpu", "mobile", "web")
+    known: tuple["Target", ...] = ("desktop", "gpu", "mobile", "web")
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if not isinstance(value, str):
@@ -74,7 +77,7 @@ class Targets(click.ParamType):
         return names
 
 
-class Shape(click.ParamType):
+class Shape(click.ParamType):  # type: ignore[type-arg]  # which click 8.2 does not take
     """Sizes joined by commas; ``none`` for one that stays open."""
 
     name = "sizes"
@@ -82,7 +85,7 @@ class Shape(click.ParamType):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if not isinstance(value, str):
             return value
-        sizes = []
+        sizes: list[int | None] = []
         for size in value.lower().replace("x", ",").split(","):
             if size.strip() == "none":
                 sizes.append(None)
@@ -93,7 +96,7 @@ class Shape(click.ParamType):
         return tuple(sizes)
 
 
-class BatchSize(click.ParamType):
+class BatchSize(click.ParamType):  # type: ignore[type-arg]  # which click 8.2 does not take
     """Samples a call, or ``open``, which becomes 0."""
 
     name = "count|open"
@@ -113,10 +116,14 @@ def as_options(text: str) -> str:
         text = re.sub(rf"\bPass {name}=True\b", f"Pass {option.opts[0]}", text)
         text = re.sub(
             rf"\bPass {name}=\(([^()]*)\)",
-            lambda found, word=option.opts[0]: f"Pass {word} {found[1].replace(' ', '')}",
+            functools.partial(_as_option, option.opts[0]),
             text,
         )
     return text
+
+
+def _as_option(word: str, found: re.Match[str]) -> str:
+    return f"Pass {word} {found[1].replace(' ', '')}"
 
 
 def echo_json(value: Any) -> None:

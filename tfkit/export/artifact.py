@@ -98,7 +98,7 @@ class Artifact:
         return cls(path, kind_of(path), precision, disk_bytes(path), parity, **known)
 
 
-def writable(path: str | os.PathLike, name: str) -> pathlib.Path:
+def writable(path: str | os.PathLike[str], name: str) -> pathlib.Path:
     """Returns `path`, having made its folder and made sure that something can be written there.
 
     Args:
@@ -125,7 +125,7 @@ def writable(path: str | os.PathLike, name: str) -> pathlib.Path:
     return path
 
 
-def output_path(path: str | os.PathLike, kind: Kind) -> pathlib.Path:
+def output_path(path: str | os.PathLike[str], kind: Kind) -> pathlib.Path:
     """Returns `path`, having made sure that an artifact can be written there.
 
     Raises:
@@ -173,11 +173,12 @@ def staged(path: pathlib.Path) -> Iterator[pathlib.Path]:
     except OSError as error:
         # an export inside this one has said so of its own, temporary path
         cause = error.__cause__ if isinstance(error, OutputPathError) else error
-        if getattr(cause, "errno", None) not in (errno.ENOSPC, errno.EDQUOT):
+        code = getattr(cause, "errno", None)
+        if code not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise OutputPathError(
             "The disk must have room for what is written. "
-            f"Received: path={str(path)!r} ({os.strerror(cause.errno)}). "
+            f"Received: path={str(path)!r} ({os.strerror(code)}). "
             "Nothing was written. Make room or choose another place."
         ) from error
     finally:

@@ -6,7 +6,7 @@ import functools
 import pathlib
 import textwrap
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import keras
 import numpy as np
@@ -17,13 +17,13 @@ from tfkit.errors import ArgumentError, ExportError
 from tfkit.export.apart import EMULATOR_MISSING, emulator, has_avx
 from tfkit.export.artifact import Artifact
 from tfkit.export.benchmark import benchmark
-from tfkit.export.browser import run_in_browser
+from tfkit.export.browser import Accelerator, run_in_browser
 from tfkit.export.deployment import convert_dense, gpu_row
 from tfkit.export.operations import read_program, read_programs
 from tfkit.export.parity import TOLERANCE, compare
 from tfkit.export.saved_model import export_saved_model
 from tfkit.export.sparse import make_sparse_ready
-from tfkit.export.tflite import convert_model, export_tflite, has_zeros, prove
+from tfkit.export.tflite import Precision, convert_model, export_tflite, has_zeros, prove
 from tfkit.export.webtools import find_browser, missing_for_browser
 from tfkit.export.xnnpack import Verdict, analyse
 
@@ -106,8 +106,8 @@ class Maker:
         for runtime, candidates in self._tried(target).items():
             try:
                 rows.append(self._first(target, runtime, candidates))
-            except Passed as why:
-                without[runtime] = str(why)
+            except Passed as passed:
+                without[runtime] = str(passed)
         if not rows:
             tried = "; ".join(f"on {runtime} {why}" for runtime, why in without.items())
             raise ExportError(
@@ -224,7 +224,7 @@ class Maker:
         return export_tflite(
             self.model,
             path,
-            precision=name,
+            precision=cast(Precision, name),  # the other names went their own ways above
             representative_data=self.arrays,
             sparse=False,
             batch_size=self.batch_size,
@@ -248,10 +248,11 @@ class Maker:
         if not has_zeros(self.model) or any(size is None for spec in self.specs for size in spec.shape):
             return None, 0.0
         self.step("sparse kernels")
-        for rewrite in (
+        rewrites: tuple[Callable[[keras.Model], keras.Model], ...] = (
             lambda model: model,
             lambda model: make_sparse_ready(model, input_shape=self.input_shape),
-        ):
+        )
+        for rewrite in rewrites:
             try:
                 form = rewrite(self.model)
                 found = analyse(read_program(convert_dense(form, self.input_shape)))
@@ -301,13 +302,13 @@ class Maker:
 
     def _judged(self, artifact: Artifact) -> Made:
         score = self.score(artifact.predict)
-        if score is not None:
-            lost = self.keras_score - score
-            if not lost <= self.largest_drop * abs(self.keras_score):
-                raise Passed(
-                    f"its score is {score:.5g} against {self.keras_score:.5g}, and at most "
-                    f"{100 * self.largest_drop:g}% may be lost"
-                )
+        if score is None or (whole := self.keras_score) is None:
+            return Made(artifact, score)
+        if not whole - score <= self.largest_drop * abs(whole):
+            raise Passed(
+                f"its score is {score:.5g} against {whole:.5g}, and at most "
+                f"{100 * self.largest_drop:g}% may be lost"
+            )
         return Made(artifact, score)
 
     def _in_browser(self, runtime: str, artifact: Artifact) -> list[str]:
@@ -319,7 +320,7 @@ class Maker:
             self.notes += [note] if note not in self.notes else []
             return []
         self.step(f"{artifact.path.name} in the browser")
-        accelerator = "wasm" if runtime == WASM else "webgpu"
+        accelerator: Accelerator = "wasm" if runtime == WASM else "webgpu"
         accelerated = []
 
         def run(arrays: list[np.ndarray]) -> list[np.ndarray]:

@@ -54,7 +54,7 @@ def require_target(target: str) -> Target:
 
 
 def explain_deployment(
-    model: keras.Model, target: Target, *, input_shape: Sequence[int] | None = None
+    model: keras.Model, target: Target, *, input_shape: Sequence[int | None] | None = None
 ) -> "pd.DataFrame":
     """Tells what a target's runtime will do with each operation of a model, before it is exported.
 
@@ -99,7 +99,7 @@ def explain_deployment(
     if target == "gpu":
         rows = [gpu_row(operation) for operation in program.operations]
         verdict = "cpu" if any(row["runs"] == "cpu" for row in rows) else "gpu"
-        operations = program.operations
+        operations: Sequence[Operation] = program.operations
     else:
         found = analyse(program)
         operations = [place.operation for place in found.places]
@@ -114,7 +114,7 @@ def explain_deployment(
     return table
 
 
-def explain_tflite(path: str | os.PathLike) -> "pd.DataFrame":
+def explain_tflite(path: str | os.PathLike[str]) -> "pd.DataFrame":
     """Tells what LiteRT does with each operation of a `.tflite` file on ARM and in a browser.
 
     The sparse kernels engage only where the weights are sparse-encoded; on x86 with AVX there are
@@ -177,7 +177,7 @@ def _unpacked(program: Program, content: bytes) -> Program:
     return dataclasses.replace(program, operations=tuple(operations))
 
 
-def convert_dense(model: keras.Model, input_shape: Sequence[int] | None = None) -> bytes:
+def convert_dense(model: keras.Model, input_shape: Sequence[int | None] | None = None) -> bytes:
     """Converts a model to float32 as it would be before its weights are sparse-encoded.
 
     Raises:

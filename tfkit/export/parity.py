@@ -23,7 +23,7 @@ TOLERANCE = {"float32": 1e-5, "float16": 1e-2, "int8": 0.25, "int8_weights": 0.1
 
 def check_parity(
     model: keras.Model,
-    artifact: Artifact | str | os.PathLike,
+    artifact: Artifact | str | os.PathLike[str],
     x: Any,
     *,
     tolerance: float | None = None,
@@ -61,9 +61,9 @@ def check_parity(
         True
     """
     arrays = samples(x, input_specs(graph.require_model(model), batch_size=None), name="x", model=model)
-    known = isinstance(artifact, Artifact)
-    path = artifact.path if known else pathlib.Path(artifact)
-    limit = TOLERANCE[artifact.precision if known else "float32"] if tolerance is None else tolerance
+    path = artifact.path if isinstance(artifact, Artifact) else pathlib.Path(artifact)
+    precision = artifact.precision if isinstance(artifact, Artifact) else "float32"
+    limit = TOLERANCE[precision] if tolerance is None else tolerance
     if not isinstance(limit, numbers.Real) or not limit >= 0:
         raise ArgumentError(f"`tolerance` must be a number of at least 0. Received: tolerance={tolerance!r}.")
     return compare(model, functools.partial(run_apart, path), arrays, limit)

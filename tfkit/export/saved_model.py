@@ -24,7 +24,7 @@ HERE = "TensorFlow on this processor"
 
 def export_saved_model(
     model: keras.Model,
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     *,
     representative_data: Any = None,
     preprocessing: Any = None,
@@ -119,7 +119,10 @@ def _require_raw(parity: Parity) -> None:
 
 
 def write_saved_model(
-    model: keras.Model, path: os.PathLike, specs: Sequence[tf.TensorSpec], whole: keras.Model | None = None
+    model: keras.Model,
+    path: os.PathLike[str],
+    specs: Sequence[tf.TensorSpec],
+    whole: keras.Model | None = None,
 ) -> None:
     """Writes the model's inference function for the given input specs.
 

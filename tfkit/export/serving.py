@@ -48,7 +48,7 @@ def with_preprocessing(model: keras.Model, preprocessing: Any) -> keras.Model:
             f"Received: model={model.name!r} with {len(model.inputs)} inputs. "
             "Put the preprocessing inside: keras.Model(raw_inputs, model(preprocessed))."
         )
-    known = isinstance(preprocessing, keras.Model) and getattr(preprocessing, "inputs", None)
+    known: Any = getattr(preprocessing, "inputs", None) if isinstance(preprocessing, keras.Model) else None
     if known and len(known) != 1:
         raise ArgumentError(
             "`preprocessing` must have one input. "

@@ -16,7 +16,7 @@ MOST_SAMPLES = 128
 
 
 def input_specs(
-    model: keras.Model, *, batch_size: int | None, input_shape: Sequence[int] | None = None
+    model: keras.Model, *, batch_size: int | None, input_shape: Sequence[int | None] | None = None
 ) -> list[tf.TensorSpec]:
     """Returns one spec for each input of the model.
 
@@ -204,7 +204,7 @@ def require_range(
             raise ArgumentError(
                 f"`{name}` must hold finite numbers. Received: {name} from {low} to {high}. Clean the data."
             )
-        layer = scalings.get(key)
+        layer = None if key is None else scalings.get(key)
         if not isinstance(layer, keras.layers.Rescaling):
             continue
         scale = np.abs(np.asarray(layer.scale, "float64")).max()

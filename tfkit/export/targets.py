@@ -31,7 +31,7 @@ INT8_SAMPLES = 16
 
 def export(
     model: keras.Model,
-    directory: str | os.PathLike,
+    directory: str | os.PathLike[str],
     *,
     targets: Sequence[str] = TARGETS,
     representative_data: Any = None,
@@ -168,7 +168,7 @@ def _require_fixed(targets: Sequence[str], specs: Sequence[tf.TensorSpec]) -> No
         )
 
 
-def _new_folder(directory: str | os.PathLike, overwrite: bool) -> pathlib.Path:
+def _new_folder(directory: str | os.PathLike[str], overwrite: bool) -> pathlib.Path:
     path = pathlib.Path(os.path.abspath(writable(directory, "directory")))
     remove_leftovers(path)  # before the checks, for it may put back an earlier export
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
@@ -211,7 +211,8 @@ def _finish(
     """Moves what was chosen into the folder and writes manifest and page."""
     maker.step("report")
     chosen = {row["candidate"] for row in rows}
-    considered = []
+    considered: list[dict[str, Any]] = []
+    shipped: dict[str, Made] = {}
     for name, made in maker.made.items():
         if isinstance(made, str):
             considered.append({"name": name, "refused": made})
@@ -228,9 +229,10 @@ def _finish(
             }
         )
         if name in chosen:
+            shipped[name] = made
             shutil.move(path, folder / path.name)
     for row in rows:
-        made = maker.made[row["candidate"]]
+        made = shipped[row["candidate"]]
         path = folder / row["file"]
         row |= {"size_bytes": disk_bytes(path), "gzip_bytes": gzip_bytes(path), "score": made.score}
         row |= {
@@ -277,7 +279,7 @@ def _int8_notes(maker: Maker, folder: pathlib.Path) -> list[str]:
         table = quantization_error(maker.model, path, [each[:INT8_SAMPLES] for each in maker.arrays])
         table.to_csv(folder / LAYERS, index=False)
         worst = table.nlargest(3, "added")
-        listed = ", ".join(f"{row.path} ({100 * row.added:.1f}%)" for row in worst.itertuples())
+        listed = ", ".join(f"{place} ({100 * added:.1f}%)" for place, added in zip(worst.path, worst.added))
         notes.append(
             f"int8: most error arises in {listed}, of the layer's output; all layers are in {LAYERS}."
         )

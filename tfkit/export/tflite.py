@@ -30,6 +30,7 @@ from tfkit.export.signature import (
 from tfkit.export.xnnpack import Verdict, analyse
 from tfkit.litert import convert, trace
 
+Precision = Literal["float32", "float16", "int8", "int8_weights"]
 PRECISIONS = ("float32", "float16", "int8", "int8_weights")
 EMULATED_SAMPLES = 4  # qemu takes about thirty times as long
 HERE, WITHOUT_AVX = "LiteRT on this processor", "LiteRT without AVX"
@@ -37,9 +38,9 @@ HERE, WITHOUT_AVX = "LiteRT on this processor", "LiteRT without AVX"
 
 def export_tflite(
     model: keras.Model,
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     *,
-    precision: Literal["float32", "float16", "int8", "int8_weights"] = "float32",
+    precision: Precision = "float32",
     representative_data: Any = None,
     sparse: Literal["auto"] | bool = "auto",
     batch_size: int | None = 1,

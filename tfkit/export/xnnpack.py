@@ -13,6 +13,7 @@ Source: XNNPACK, subgraph.c, xnn_check_nchw_compatibility and xnn_subgraph_rewri
 import dataclasses
 import enum
 import math
+from typing import Any
 
 from tfkit.export.operations import Operation, Program, Tensor
 
@@ -261,12 +262,15 @@ def _pads(operation: Operation, padding: dict[int, Operation]) -> tuple[int, int
     """Returns the padding above, below, left and right; None where it hangs on the size."""
     given = padding.get(operation.inputs[0].number)
     if given is not None:
-        return tuple(int(each) for each in given.inputs[1].values[1:3].ravel())
+        values: Any = given.inputs[1].values  # never None: what pads is read from the file
+        above, below, left, right = (int(each) for each in values[1:3].ravel())
+        return above, below, left, right
     if operation.options.padding == 1:
         return (0, 0, 0, 0)
     if (operation.options.strideH, operation.options.strideW) != (1, 1):
         return None
-    return tuple(each for size in operation.inputs[1].shape[1:3] for each in ((size - 1) // 2, size // 2))
+    height, width = operation.inputs[1].shape[1:3]
+    return (height - 1) // 2, height // 2, (width - 1) // 2, width // 2
 
 
 def _words(pads: tuple[int, ...] | None) -> str:

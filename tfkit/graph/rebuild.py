@@ -47,8 +47,8 @@ def rebuild(
                 made[id(operation)] = remake_model(operation, shapes)
         return made[id(operation)]
 
-    def remake_model(old: keras.Model, shapes: list[Shape]) -> keras.Model:
-        graph = functional_graph(old)
+    def remake_model(old: keras.Model, shapes: Sequence[Shape]) -> keras.Model:
+        graph: Any = functional_graph(old)  # not None: what computes in Python is never rebuilt
         inputs = [
             keras.Input(
                 batch_shape=shape, dtype=x.dtype, name=x._keras_history.operation.name, sparse=x.sparse
@@ -76,9 +76,8 @@ def rebuild(
         new._trainable = old._trainable  # the setter would set all layers inside
         return new
 
-    return remake_model(
-        model, [x.shape for x in functional_graph(model).inputs] if shapes is None else shapes
-    )
+    whole: Any = functional_graph(model)
+    return remake_model(model, [x.shape for x in whole.inputs] if shapes is None else shapes)
 
 
 def _resized(inside: Shape, before: Shape, after: Shape) -> Shape:

@@ -1,0 +1,5 @@
+"""The public names: lazy_loader reads them here, and type checkers do."""
+
+from . import html as html
+from . import measure as measure
+from . import plots as plots
