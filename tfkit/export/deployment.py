@@ -229,6 +229,6 @@ def gpu_row(operation: Operation) -> dict[str, str]:
     most = _GPU_FEWER_DIMENSIONS.get(operation.kind, _GPU_MOST_DIMENSIONS)
     if wide := [x for x in tensors if len(x.shape) > most]:
         reason = f"{operation.kind} of a tensor of {len(wide[0].shape)} dimensions; GPU delegates take {most}"
-        remedy = "UpSampling2D(interpolation='bilinear')" if operation.kind == "TILE" else ""
+        remedy = "keras.layers.UpSampling2D, if it repeats pixels" if operation.kind == "TILE" else ""
         return {"runs": "cpu", "reason": reason, "remedy": remedy}
     return {"runs": "gpu", "reason": "", "remedy": ""}

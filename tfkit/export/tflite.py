@@ -27,6 +27,7 @@ from tfkit.export.signature import (
     samples,
     serving_function,
 )
+from tfkit.export.upsampling import as_resizing
 from tfkit.export.xnnpack import Verdict, analyse
 from tfkit.litert import convert, trace
 
@@ -281,7 +282,8 @@ def convert_model(
             converter.representative_dataset = representative
             converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
 
-    serve = trace(serving_function(model), specs)
+    with as_resizing(model):
+        serve = trace(serving_function(model), specs)
     names = [each.name.split(":")[0] for each in serve.inputs[: len(specs)]]
     try:
         content = convert({"serve": serve}, configure)
