@@ -87,8 +87,7 @@ def _sized(model: keras.Model, shapes: Sequence[tuple[int | None, ...]]) -> kera
     for old, twin in made:
         if isinstance(old, keras.Layer):
             twin.set_weights(old.get_weights())
-            if isinstance(twin, keras.layers.Normalization):
-                twin.finalize_state()
+    graph.finish_normalization(new)
     return new
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 
 from tfkit.graph.flow import functional_graph, inputs_of
+from tfkit.graph.nodes import sublayers
 
 Shape = tuple[int | None, ...]
 
@@ -120,6 +121,13 @@ def copy_operation(operation: keras.Operation, changes: Mapping[str, Any]) -> ke
     twin._inbound_nodes, twin._outbound_nodes = [], []
     twin.name = changes.get("name", operation.name)
     return twin
+
+
+def finish_normalization(model: keras.Model) -> None:
+    """Lets Normalization layers whose weights were set, in place, compute with them: they keep a copy."""
+    for layer in sublayers(model):
+        if isinstance(layer, keras.layers.Normalization):
+            layer.finalize_state()
 
 
 def rename(tensor: keras.KerasTensor, name: str) -> keras.KerasTensor:

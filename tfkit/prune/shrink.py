@@ -127,9 +127,7 @@ def _fill(
     for old, new in pairs:
         new.assign(change(keras.ops.convert_to_numpy(old), uses[id(old)]))
         new.trainable = old.trainable
-    for layer in graph.sublayers(model):
-        if isinstance(layer, keras.layers.Normalization):
-            layer.finalize_state()  # it computes with a copy of what it was adapted to
+    graph.finish_normalization(model)
 
 
 def _uses_of(wiring: Wiring) -> dict[int, list[Use]]:
