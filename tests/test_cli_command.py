@@ -11,7 +11,8 @@ from click.testing import CliRunner
 import tfkit
 from tests.cli_calls import call, shell
 from tfkit.cli import command, main
-from tfkit.cli.command import BatchSize, Command, Shape, Targets, echo_json, echo_table
+from tfkit.cli.command import Command, echo_json, echo_table
+from tfkit.cli.kinds import BatchSize, Shape, Targets
 from tfkit.export.deployment import TARGETS
 
 
