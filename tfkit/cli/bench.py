@@ -14,7 +14,7 @@ _MILLISECONDS = {"latency_ms": "ms", "latency_low_ms": "ms, 10%", "latency_high_
 _BYTES = {"size_bytes": "MB", "gzip_bytes": "MB gzip", "memory_bytes": "MB memory"}
 
 
-@click.command(cls=Command, words={"artifacts": "files", "x": "data"})
+@click.command(cls=Command, words={"artifacts": "files", "path": "files", "x": "data"})
 @click.argument("files", nargs=-1, required=True, type=File(".tflite", exists=True))
 @click.option("--runs", type=click.IntRange(min=1), default=50, show_default=True, help="Rounds that count.")
 @click.option(

@@ -23,8 +23,12 @@ if TYPE_CHECKING:
 FAILED, WRONG_CALL = 1, 2
 # a folder that stands in the way, too, is a matter of the call
 _CALLERS = (ArgumentError, ArgumentTypeError, OutputPathError)
-# what only Python can do
-PHRASES = {"Pass safe_mode=False if": "Load it in Python by load_base_model with safe_mode=False if"}
+# what only Python says so
+PHRASES = {
+    "Pass safe_mode=False if": "Load it in Python by load_base_model with safe_mode=False if",
+    "for this model with tfkit.plan_channel_pruning": "for this model by --save-plan",
+    "Write (2, 4) for 2:4": "Write 2,4",
+}
 _VALUE = r"""(\([^()]*\)|\[[^\[\]]*\]|'[^']*'|"[^"]*"|[^\s,;)]*[^\s,;).])"""
 _PLAIN = r"'[\w./-]+'"
 
@@ -74,8 +78,8 @@ class Command(click.Command):
 def as_options(text: str, command: click.Command | None = None) -> str:
     """Returns a message of the library in the command's words: ``name=value`` as ``--name value``.
 
-    Names of arguments become those of the command's arguments and options, where it has them; calls of
-    tfkit's functions, which are Python, stay.
+    Names of arguments become those of the command's arguments and options, where it has them; calls, which
+    are Python, stay.
 
     Args:
         text: The message.
@@ -86,7 +90,7 @@ def as_options(text: str, command: click.Command | None = None) -> str:
     known |= {name: known[other] for name, other in getattr(command, "words", {}).items()}
     for phrase, other in PHRASES.items():
         text = text.replace(phrase, other)
-    parts = re.split(r"(\btfkit\.[\w.]+\([^()]*\))", text)
+    parts = re.split(r"(\b\w+(?:\.\w+)+\([^()]*\))", text)
     return "".join(part if number % 2 else _in_options(part, known) for number, part in enumerate(parts))
 
 
@@ -96,7 +100,7 @@ def _in_options(text: str, known: dict[str, click.Parameter]) -> str:
         text = re.sub(rf"\b{name}=(?=\s)", _name(parameter), text)
         text = text.replace(f"`{name}`", f"`{_name(parameter)}`")
         if "_" in name:  # else it may be a word
-            text = re.sub(rf"(?<![\w./'-]){name}(?![\w./'-])", _name(parameter), text)
+            text = re.sub(rf"(?<![\w./'-]){name}(?![\w/'-]|\.\w)", _name(parameter), text)
     return text
 
 

@@ -1,6 +1,7 @@
 """Kinds of arguments and options: how they are read, and how a shell completes them."""
 
 import difflib
+import math
 import os
 import pathlib
 import re
@@ -96,22 +97,27 @@ class Pair(click.ParamType):
 
 
 class Fraction(click.ParamType):
-    """A number from 0 to 1, without 1, and without 0 where that would ask for nothing."""
+    """A number between 0 and 1.
 
-    name = "fraction"
+    Args:
+        zero: Whether 0 is one, too.
+        counts: Whether a count above 1 may stand in its place.
+    """
 
-    def __init__(self, *, zero: bool = False):
-        self.zero = zero
+    def __init__(self, *, zero: bool = False, counts: bool = False):
+        self.name = "fraction|count" if counts else "fraction"
+        self.zero, self.counts = zero, counts
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         try:
             number = float(value)
         except ValueError:
             self.fail(f"{value!r} is no number; write 0.5 for a half.", param, ctx)
-        if not (0 < number < 1 or (self.zero and number == 0)):
-            meant = number / 100 if 1 < number < 100 else 0.5
-            self.fail(f"{value} is no fraction below 1; write {meant:g} for {100 * meant:g}%.", param, ctx)
-        return number
+        if 0 < number < 1 or (self.zero and number == 0) or (self.counts and 1 < number < math.inf):
+            return number
+        meant = number / 100 if 1 < number < 100 else 0.5
+        more = " and no count" if self.counts else ""
+        self.fail(f"{value} is no fraction below 1{more}; write {meant:g} for {100 * meant:g}%.", param, ctx)
 
 
 class BatchSize(click.ParamType):

@@ -6,6 +6,7 @@ import click
 
 import tfkit
 from tfkit.cli.command import echo_paragraph
+from tfkit.cli.figures import figures
 from tfkit.cli.kinds import Fraction, Pair
 from tfkit.cli.prune_channels import channels
 from tfkit.cli.prune_job import Job, PruneCommand
@@ -67,15 +68,16 @@ def magnitude(job: Job, **options: Any) -> None:
             "Either --sparsity or --sparsity-m-by-n says how much becomes zero. "
             f"Received: {'neither' if options['sparsity'] is None else 'both'}. Pass --sparsity 0.8."
         )
-    job.require_new(job.out, ".keras", "OUT")
+    job.require_new(job.out, ".keras", "out")
     model = job.load()
     data = job.samples(model)
-    before, notes = job.figures(model, job.model)
+    before, notes = figures(model, job.input_shape)
     sparsity_before = tfkit.sparsity_table(model).sparsity
     with job.working("pruning"):
         tfkit.prune_now(model, layers=list(job.layers) or None, **options)
+    before |= job.sizes(job.model)  # before OUT, which may be MODEL
     notes += job.finish(model, None if data is None else data[0])
-    after, _ = job.figures(model, job.out)
+    after = figures(model, job.input_shape)[0] | job.sizes(job.out)
     table = tfkit.sparsity_table(model)[["path", "variable", "shape", "parameters", "sparsity"]]
     table.insert(4, "sparsity_before", sparsity_before)
     table = table[[len(shape) > 1 for shape in table["shape"]]]  # biases and the like stay whole

@@ -8,6 +8,7 @@ from click.core import ParameterSource
 
 import tfkit
 from tfkit.cli.command import echo_paragraph
+from tfkit.cli.figures import figures
 from tfkit.cli.kinds import File, Fraction
 from tfkit.cli.prune_job import Job, PruneCommand
 from tfkit.errors import ArgumentError
@@ -25,11 +26,19 @@ PLANNING = ("layers", "criterion", "scope", "sensitivity", "multiple_of", "max_r
 
 
 @click.command(cls=PruneCommand, needs_out=False)
-@click.option("--flops", type=float, help="What stays of the work, as 0.5; above 1, FLOPs a sample.")
-@click.option("--parameters", type=float, help="What stays of the weights, as 0.5; above 1, their number.")
+@click.option(
+    "--flops", type=Fraction(counts=True), help="What stays of the work, as 0.5; above 1, FLOPs a sample."
+)
+@click.option(
+    "--parameters",
+    type=Fraction(counts=True),
+    help="What stays of the weights, as 0.5; above 1, their number.",
+)
 @click.option("--ratio", type=Fraction(), help="What goes of the channels, as 0.3.")
 @click.option("--latency", type=Fraction(), help="What stays of the time on LiteRT here, one thread, as 0.5.")
-@click.option("--latency-ms", type=float, help="Milliseconds on LiteRT here, one thread.")
+@click.option(
+    "--latency-ms", type=click.FloatRange(0, min_open=True), help="Milliseconds on LiteRT here, one thread."
+)
 @click.option("--plan", type=File(".json", exists=True, dir_okay=False), help="Carry out a saved plan.")
 @click.option(
     "--criterion",
@@ -97,9 +106,9 @@ def channels(
     """
     _check(job, plan, sensitivity, dry_run, options)
     if not dry_run:
-        job.require_new(job.out, ".keras", "OUT")
+        job.require_new(job.out, ".keras", "out")
     if save_plan is not None:
-        job.require_new(save_plan, ".json", "--save-plan")
+        job.require_new(save_plan, ".json", "save_plan")
     table = None if sensitivity is None else _read_table(sensitivity)
     made = None if plan is None else tfkit.ChannelPlan.load(plan)
     model = job.load()
@@ -108,21 +117,27 @@ def channels(
             "The criterion taylor differentiates the loss that MODEL is compiled with. "
             f"Received: {str(job.model)!r}, which is not compiled. Compile it before you save it."
         )
+    keep = model.compiled if keep_optimizer is None else keep_optimizer
+    if keep and not model.compiled:
+        raise ArgumentError(
+            "An optimizer is kept where there is one. "
+            f"Received: --keep-optimizer, {str(job.model)!r}, which is not compiled. Leave the option out."
+        )
     data = job.samples(model, targets=options["criterion"] == "taylor")
     if made is None:
         made = _plan(job, model, data, table, options)
     if save_plan is not None:
         made.save(save_plan)
-    before, notes = job.figures(model, job.model)
+    before, notes = figures(model, job.input_shape)
     before |= made.before
     if dry_run:
         after = made.after
     else:
-        keep = model.compiled if keep_optimizer is None else keep_optimizer
         with job.working("removing channels"):
             smaller = made.apply(model, keep_optimizer=keep)
+        before |= job.sizes(job.model)  # before OUT, which may be MODEL
         notes += job.finish(smaller, None if data is None else data[0])
-        after = job.figures(smaller, job.out)[0] | made.after
+        after = figures(smaller, job.input_shape)[0] | made.after | job.sizes(job.out)
     shown = made.table[list(COLUMNS)].rename(columns=COLUMNS)
     more = {"plan": None if save_plan is None else str(save_plan), "target": made.target}
     job.report("groups", made.table, shown, before, after, notes, **more)

@@ -10,7 +10,6 @@ import click
 import tfkit
 from tfkit.cli.command import Command, echo_json, echo_paragraph, echo_table, load_model, megabytes, records
 from tfkit.cli.data import read_data, read_targets
-from tfkit.cli.figures import figures
 from tfkit.cli.kinds import File, Shape
 from tfkit.errors import ArgumentError, LayerNotFoundError, OutputPathError
 from tfkit.files import staged, writable
@@ -69,7 +68,7 @@ class PruneCommand(Command):
     """
 
     def __init__(self, *args: Any, needs_out: bool = True, **kwargs: Any):
-        super().__init__(*args, words={"source": "model", "x": "data"}, **kwargs)
+        super().__init__(*args, words={"source": "model", "x": "data", "pattern": "layers"}, **kwargs)
         files = [
             click.Argument(["model"], type=File(".keras", exists=True, dir_okay=False)),
             click.Argument(["out"], type=File(".keras"), required=needs_out),
@@ -108,15 +107,18 @@ class Job:
             ArgumentError: If it has another suffix.
             OutputPathError: If it is there and `overwrite` is off, or its folder cannot be written to.
         """
+        received = f"Received: {name}={str(path)!r}"
         if path.suffix != suffix:
             raise ArgumentError(
-                f"{name} must be a {suffix} file. Received: {str(path)!r}. Write {path.stem or name}{suffix}."
+                f"`{name}` must be a {suffix} file. {received}. Write {path.with_suffix(suffix)}."
             )
         if path.is_dir():
-            raise OutputPathError(f"{name} must be a file. Received: {str(path)!r}, which is a folder.")
+            raise OutputPathError(
+                f"`{name}` must be a file. {received}, which is a folder. Choose another name."
+            )
         if path.exists() and not self.overwrite:
             raise OutputPathError(
-                f"A file is replaced only if that is asked for. Received: {str(path)!r}, which is there. "
+                f"A file is replaced only if that is asked for. {received}, which is there. "
                 "Pass --overwrite or choose another name."
             )
         writable(path, name)
@@ -153,15 +155,12 @@ class Job:
             model.save(temporary)
         return notes
 
-    def figures(self, model: "keras.Model", path: pathlib.Path | None) -> tuple[dict[str, Any], list[str]]:
-        """Returns what a model and its file amount to, and notes."""
+    def sizes(self, path: pathlib.Path) -> dict[str, int]:
+        """Returns a file's bytes as it is and packed."""
         from tfkit.report.measure import disk_bytes, gzip_bytes
 
-        found, notes = figures(model, self.input_shape)
-        if path is not None:
-            with self.working(f"packing {path}"):
-                found |= {"size_bytes": disk_bytes(path), "gzip_bytes": gzip_bytes(path)}
-        return found, notes
+        with self.working(f"packing {path}"):
+            return {"size_bytes": disk_bytes(path), "gzip_bytes": gzip_bytes(path)}
 
     def report(
         self,

@@ -77,11 +77,21 @@ def _load(path: pathlib.Path) -> ModuleType:
     """Imports a job and checks that it has what a search needs."""
     import cloudpickle
 
+    if path.suffix != ".py":
+        raise tfkit.ArgumentError(
+            f"JOB must be a Python file. Received: {str(path)!r}. tfkit tune --help tells what it holds."
+        )
     specification = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(specification)
     sys.path.insert(0, str(path.parent.resolve()))
     sys.modules[path.stem] = module
-    specification.loader.exec_module(module)
+    try:
+        specification.loader.exec_module(module)
+    except Exception as error:
+        raise tfkit.SearchError(
+            f"JOB must run when it is imported. Received: {str(path)!r}, which raised "
+            f"{type(error).__name__}: {error}. Mend it; --debug shows where."
+        ) from error
     cloudpickle.register_pickle_by_value(module)  # so that workers on this machine can have its functions
     missing = [name for name in ("build", "data") if not hasattr(module, name)]
     if missing:
