@@ -145,15 +145,18 @@ class Job:
 
     def finish(self, model: "keras.Model", arrays: "list[np.ndarray] | None") -> list[str]:
         """Measures statistics anew if there are data for it, saves the model, and tells what was done."""
-        notes = []
-        if arrays is not None and self.recalibrate and _has_statistics(model):
-            x = arrays[0] if len(arrays) == 1 else arrays
-            verbose = int(not self.as_json)
-            tfkit.recalibrate_batch_norm(model, x, batch_size=self.batch_size, verbose=verbose)
-            notes.append(f"Measured the statistics of BatchNormalization anew on {len(arrays[0])} samples.")
+        notes = [] if arrays is None or not self.recalibrate else [self._measure(model, arrays)]
         with self.working(f"writing {self.out}"), staged(self.out) as temporary:
             model.save(temporary)
         return notes
+
+    def _measure(self, model: "keras.Model", arrays: "list[np.ndarray]") -> str:
+        if not _has_statistics(model):
+            return "The model has no BatchNormalization to measure on --data."
+        x = arrays[0] if len(arrays) == 1 else arrays
+        verbose = int(not self.as_json)
+        tfkit.recalibrate_batch_norm(model, x, batch_size=self.batch_size, verbose=verbose)
+        return f"Measured the statistics of BatchNormalization anew on {len(arrays[0])} samples."
 
     def sizes(self, path: pathlib.Path) -> dict[str, int]:
         """Returns a file's bytes as it is and packed."""
