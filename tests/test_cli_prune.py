@@ -250,6 +250,7 @@ def test_a_wrong_call_is_refused_at_once(files, monkeypatch, words, message):
         ("magnitude model.keras new.keras --sparsity-m-by-n 2-4", "write it as 2,4"),
         ("channels model.keras new.keras --flops 1", "no fraction below 1 and no count"),
         ("channels model.keras new.keras --ratio x", "'x' is no number"),
+        ("model.keras new.keras", "Say what shall go: tfkit prune magnitude model.keras …, or tfkit prune"),
     ],
 )
 def test_an_option_of_a_wrong_form_is_refused(files, monkeypatch, words, message):
@@ -292,6 +293,17 @@ def test_a_call_that_does_not_fit_the_model_writes_nothing(files, monkeypatch, w
     before = sorted(files.iterdir())
     assert re.search(message, refusal(call("prune", *words.split()), 2))
     assert sorted(files.iterdir()) == before
+
+
+def test_an_optimizer_that_cannot_be_kept_may_be_left_out(tmp_path):
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(16), keras.layers.Dense(1)])
+    model.compile("adafactor", "mse")
+    model.optimizer.build(model.trainable_variables)
+    model.save(tmp_path / "model.keras")
+    words = ["channels", tmp_path / "model.keras", tmp_path / "out.keras", "--ratio", 0.5]
+    assert "Adafactor" in (said := refusal(call("prune", *words), 2))
+    assert "Pass --no-keep-optimizer and compile" in said
+    assert call("prune", *words, "--no-keep-optimizer").exit_code == 0
 
 
 def test_a_plan_of_another_model_is_refused(files, smaller, tmp_path):

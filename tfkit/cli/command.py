@@ -27,6 +27,7 @@ _CALLERS = (ArgumentError, ArgumentTypeError, OutputPathError)
 PHRASES = {
     "Pass safe_mode=False if": "Load it in Python by load_base_model with safe_mode=False if",
     "for this model with tfkit.plan_channel_pruning": "for this model by --save-plan",
+    "Compile the smaller model anew": "Pass --no-keep-optimizer and compile the smaller model anew",
     "Write (2, 4) for 2:4": "Write 2,4",
 }
 _VALUE = r"""(\([^()]*\)|\[[^\[\]]*\]|'[^']*'|"[^"]*"|[^\s,;)]*[^\s,;).])"""

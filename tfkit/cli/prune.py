@@ -13,7 +13,18 @@ from tfkit.cli.prune_job import Job, PruneCommand
 from tfkit.errors import ArgumentError
 
 
-@click.group()
+class Kinds(click.Group):
+    """A group that tells what is missing when a file stands where the kind of pruning should."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[Any, Any, list[str]]:
+        if args[0].endswith(".keras"):
+            ctx.fail(
+                f"Say what shall go: tfkit prune magnitude {args[0]} …, or tfkit prune channels {args[0]} …."
+            )
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=Kinds)
 def prune() -> None:
     """Make a pruned .keras file of a .keras file, at once and without training.
 
