@@ -18,6 +18,15 @@ def call(*words):
     return CliRunner().invoke(main, [*map(str, words)])
 
 
+def leaves(group=main, before=()):
+    """Yields the words of each command, those inside groups too."""
+    for name, each in group.commands.items():
+        if hasattr(each, "commands"):
+            yield from leaves(each, (*before, name))
+        else:
+            yield (*before, name)
+
+
 def shell(*words, **environment):
     """Runs a command as a shell does, in a process of its own."""
     command = [sys.executable, "-c", "from tfkit.cli import main; main()", *map(str, words)]

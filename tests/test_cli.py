@@ -120,10 +120,24 @@ def test_a_job_without_data_exits_with_two(tmp_path):
     assert "Traceback" not in done.output
 
 
+def test_a_job_that_is_no_python_file_exits_with_two(tmp_path):
+    (tmp_path / "job.txt").touch()
+    done = call(tmp_path / "job.txt", "-d", tmp_path / "s", *OPTIONS)
+    assert done.exit_code == 2
+    assert "error: JOB must be a Python file." in done.stderr
+
+
+def test_a_job_that_cannot_be_imported_exits_with_one(tmp_path):
+    (tmp_path / "broken_job.py").write_text("1 / 0")
+    done = call(tmp_path / "broken_job.py", "-d", tmp_path / "s", *OPTIONS)
+    assert done.exit_code == 1
+    assert "which raised ZeroDivisionError: division by zero. Mend it; --debug" in done.stderr
+
+
 def test_a_wrong_argument_exits_with_two(job, tmp_path):
     done = call(job, "-d", tmp_path / "s", "--max-trials", "0", "--epochs", "1")
     assert done.exit_code == 2
-    assert done.stderr.startswith("error: `max_trials` must be at least 1. Received: max_trials=0.")
+    assert done.stderr.endswith("error: `--max-trials` must be at least 1. Received: --max-trials 0.\n")
 
 
 def test_debug_shows_the_error_itself(job, tmp_path):

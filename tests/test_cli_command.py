@@ -2,16 +2,19 @@
 
 import subprocess
 import sys
+import warnings
 
 import click
 import pandas as pd
 import pytest
+from click.shell_completion import ShellComplete
 from click.testing import CliRunner
 
 import tfkit
-from tests.cli_calls import call, shell
+from tests.cli_calls import call, leaves, shell
 from tfkit.cli import command, main
-from tfkit.cli.command import BatchSize, Command, Shape, Targets, echo_json, echo_table
+from tfkit.cli.command import Command, echo_json, echo_table
+from tfkit.cli.kinds import BatchSize, Fraction, Pair, Shape, Targets
 from tfkit.export.deployment import TARGETS
 
 
@@ -71,6 +74,42 @@ def test_advice_names_the_commands_options_and_no_others():
     assert done.stderr == "error: Pass --over-write. Pass --shape a,b. Pass other=True.\n"
 
 
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("`max_ratio` is high. Received: max_ratio=2.", "`--max-ratio` is high. Received: --max-ratio 2."),
+        ("Lower max_ratio. Its max_ratios stay.", "Lower --max-ratio. Its max_ratios stay."),
+        ("Received: layers=['*', '!a'], kept=False.", "Received: --layers '*' --layers '!a', --no-kept."),
+        ("Received: m_by_n=(2, 4), max_ratio=None.", "Received: --m-by-n 2,4, no --max-ratio."),
+        ("Received: source='a b.keras'. Pass it.", "Received: MODEL 'a b.keras'. Pass it."),
+        ("`source` of source='a.keras' is none.", "`MODEL` of MODEL a.keras is none."),
+        ("Call tfkit.some(model, max_ratio=0.5).", "Call tfkit.some(model, max_ratio=0.5)."),
+        ("Use layers= and max_ratio= here.", "Use --layers and --max-ratio here."),
+    ],
+)
+def test_messages_of_the_library_speak_of_options(said, shown):
+    @click.command(cls=Command, words={"source": "model"})
+    @click.argument("model", required=False)
+    @click.option("--max-ratio")
+    @click.option("--m-by-n")
+    @click.option("--layers", multiple=True)
+    @click.option("--kept/--no-kept")
+    def some(**_):
+        raise tfkit.ArgumentError(said)
+
+    assert CliRunner().invoke(some).stderr == f"error: {shown}\n"
+
+
+def test_a_warning_is_a_paragraph_in_the_commands_words():
+    @click.command(cls=Command)
+    @click.option("--max-ratio")
+    def some(**_):
+        warnings.simplefilter("always")
+        warnings.warn("Lower\n max_ratio.", stacklevel=1)
+
+    assert CliRunner().invoke(some).stderr == "warning: Lower --max-ratio.\n"
+
+
 def test_an_exit_code_of_a_command_stays():
     @click.command(cls=Command)
     @click.pass_context
@@ -80,9 +119,9 @@ def test_an_exit_code_of_a_command_stays():
     assert CliRunner().invoke(some).exit_code == 7
 
 
-@pytest.mark.parametrize("name", sorted(main.commands))
-def test_every_command_has_help_debug_and_exit_codes(name):
-    done = call(name, "--help")
+@pytest.mark.parametrize("words", sorted(leaves()), ids=" ".join)
+def test_every_command_has_help_debug_and_exit_codes(words):
+    done = call(*words, "--help")
     assert done.exit_code == 0
     assert "--debug" in done.output
     assert "--json" in done.output
@@ -124,6 +163,11 @@ def test_the_targets_are_those_of_the_library():
         (Shape(), "224,224,3", (224, 224, 3)),
         (Shape(), "none, none,3", (None, None, 3)),
         (Shape(), "7", (7,)),
+        (Pair(), "2,4", (2, 4)),
+        (Pair(), " 2 : 4", (2, 4)),
+        (Fraction(), "0.5", 0.5),
+        (Fraction(zero=True), "0", 0.0),
+        (Fraction(counts=True), "2e6", 2e6),
         (BatchSize(), "4", 4),
         (BatchSize(), "open", 0),
     ],
@@ -144,6 +188,12 @@ def test_options_are_read(kind, text, value):
         (Targets(), " , ", "at least one of desktop"),
         (Shape(), "224,0,3", "'224,0,3' is no shape; write it as 224,224,3"),
         (Shape(), "", "is no shape"),
+        (Pair(), "2", "'2' is no pair"),
+        (Pair(), "0,4", "is no pair of numbers from 1"),
+        (Fraction(), "0", "0 is no fraction"),
+        (Fraction(), "30", "30 is no fraction below 1; write 0.3 for 30%"),
+        (Fraction(), "nan", "nan is no fraction"),
+        (Fraction(counts=True), "inf", "no fraction below 1 and no count"),
         (BatchSize(), "0", "neither a number from 1 nor 'open'"),
         (BatchSize(), "-1", "neither a number from 1 nor 'open'"),
     ],
@@ -152,6 +202,65 @@ def test_options_that_cannot_be_read_are_refused(kind, text, message):
     with pytest.raises(click.BadParameter) as caught:
         kind.convert(text, None, None)
     assert message in caught.value.message
+
+
+# Completion by a shell.
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in (
+        "a.keras",
+        "b.tflite",
+        "c.npy",
+        "n.txt",
+        ".hidden.keras",
+        "inner/d.keras",
+        "plain/e.txt",
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+def completed(*words):
+    *before, last = words
+    found = ShellComplete(main, {}, "tfkit", "_TFKIT_COMPLETE").get_completions(before, last)
+    return [each.value for each in found]
+
+
+def test_a_shell_completes_commands_and_choices():
+    assert completed("prune", "") == ["channels", "magnitude"]
+    assert completed("prune", "channels", "--criterion", "l") == ["l2", "l1"]
+
+
+def test_a_shell_completes_files_of_the_right_kind(folder):
+    assert completed("export", "") == ["a.keras", "inner/", "plain/"]
+    assert completed("inspect", "") == ["a.keras", "b.tflite", "inner/", "plain/"]
+    assert completed("export", "a.keras", "out", "--data", "c") == ["c.npy"]
+    assert completed("prune", "magnitude", "inner/") == ["inner/d.keras"]
+    assert completed("prune", "magnitude", f"{folder}/a") == [f"{folder}/a.keras"]
+
+
+@pytest.mark.parametrize("begun", ["plain/", "n", "nowhere/x"])
+def test_where_no_such_file_is_the_shell_has_its_own_way(folder, begun):
+    (item,) = ShellComplete(main, {}, "tfkit", "_TFKIT_COMPLETE").get_completions(["export"], begun)
+    assert (item.type, item.value) == ("file", begun)
+
+
+@pytest.mark.parametrize(
+    ("begun", "names"),
+    [
+        ("", ["desktop", "gpu", "mobile", "web"]),
+        ("m", ["mobile"]),
+        ("mobile,", ["mobile,desktop", "mobile,gpu", "mobile,web"]),
+        ("web,gpu,d", ["web,gpu,desktop"]),
+        ("x", []),
+    ],
+)
+def test_a_shell_completes_targets_also_after_commas(begun, names):
+    assert completed("export", "a.keras", "out", "--targets", begun) == names
 
 
 # Printing.

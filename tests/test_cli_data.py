@@ -6,7 +6,7 @@ import pytest
 
 import tfkit
 from tests.export.test_signature import net, pair_net
-from tfkit.cli.data import MOST_SAMPLES, read_arrays, read_data
+from tfkit.cli.data import MOST_SAMPLES, read_arrays, read_data, read_targets
 
 RNG = np.random.default_rng(0)
 
@@ -37,6 +37,34 @@ def test_an_array_is_read(tmp_path):
 def test_no_more_samples_are_read_than_are_used(tmp_path):
     np.save(tmp_path / "x.npy", np.zeros((500, 2)))
     assert len(read_arrays(tmp_path / "x.npy")[0]) == MOST_SAMPLES
+
+
+def test_more_samples_are_read_on_request(tmp_path):
+    np.save(tmp_path / "x.npy", np.zeros((500, 6)))
+    (got,), _ = read_data(tmp_path / "x.npy", net(), None, most=300, fits=True)
+    assert len(got) == 300
+
+
+def test_targets_are_told_from_inputs(tmp_path):
+    x, y = RNG.random((5, 6)), np.arange(5)
+    np.savez(tmp_path / "train.npz", x=x, y=y)
+    (got,), _ = read_data(tmp_path / "train.npz", net(), None, fits=True)
+    np.testing.assert_array_equal(got, x)
+    np.testing.assert_array_equal(read_targets(tmp_path / "train.npz", most=3), [0, 1, 2])
+
+
+@pytest.mark.parametrize("name", ["x.npy", "x.npz"])
+def test_targets_that_are_missing_are_told(tmp_path, name):
+    (np.save if name == "x.npy" else np.savez)(tmp_path / name, np.zeros((5, 6)))
+    with pytest.raises(tfkit.ArgumentError, match=rf"array `y`.*Received: --data .*{name}.*np\.savez"):
+        read_targets(tmp_path / name, most=3)
+
+
+@pytest.mark.parametrize("arrays", [[np.zeros((5, 7))], [np.zeros((5, 6))] * 2], ids=["shape", "count"])
+def test_samples_that_do_not_fit_are_refused_where_that_is_asked(tmp_path, arrays):
+    np.savez(tmp_path / "x.npz", *arrays)
+    with pytest.raises(tfkit.ArgumentError, match=r"which are \[\(6,\)\]\. Received: --data .*x\.npz"):
+        read_data(tmp_path / "x.npz", net(), None, fits=True)
 
 
 def test_an_archive_gives_an_array_to_each_input_by_its_name(tmp_path):

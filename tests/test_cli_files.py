@@ -127,14 +127,17 @@ def test_data_that_does_not_fit_is_a_wrong_call(files, tmp_path, words, message)
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("code.keras", "Lambda layer runs code"),
+        (
+            "code.keras",
+            "Lambda layer runs code.*Load it in Python .* with safe_mode=False if",
+        ),
         ("torn.keras", "whole .keras"),
-        ("x.npy", "path of a .keras file"),
+        ("x.npy", "a .keras "),
     ],
 )
 def test_a_model_that_must_not_or_cannot_be_loaded_is_a_wrong_call(files, tmp_path, command, name, message):
     done = call(command, files / name, *([tmp_path / "out"] if command == "export" else []))
-    assert message in refusal(done, 2)
+    assert re.search(message, refusal(done, 2))
 
 
 def test_a_wrong_target_names_the_nearest(files, tmp_path):

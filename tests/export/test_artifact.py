@@ -16,7 +16,8 @@ from keras import layers
 import tfkit
 from tests.export.test_signature import net, pair_net
 from tfkit.export.apart import run_apart
-from tfkit.export.artifact import output_path, staged
+from tfkit.export.artifact import output_path
+from tfkit.files import staged
 
 ROOT = pathlib.Path(__file__).parents[2]
 RNG = np.random.default_rng(0)

@@ -8,7 +8,7 @@ import pytest
 import tfkit
 from tests import models
 from tests.export.target_nets import export, never_net
-from tfkit.export.artifact import staged
+from tfkit.files import staged
 
 
 @pytest.fixture(scope="module")

@@ -235,7 +235,7 @@ def test_validation_data_are_what_the_table_is_of(kind):
 @pytest.mark.parametrize(("verbose", "shown"), [(0, False), (1, True)])
 def test_steps_are_shown_on_request(verbose, shown, capsys):
     run(steps=1, verbose=verbose)
-    assert ("step 1: " in capsys.readouterr().out) == shown
+    assert ("step 1: " in capsys.readouterr().err) == shown
 
 
 # --- what is refused -------------------------------------------------------------------------------

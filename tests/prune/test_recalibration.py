@@ -251,9 +251,9 @@ def test_a_smaller_model_is_measured_as_one_of_its_size():
 
 def test_progress_is_shown_on_request(capsys):
     tfkit.recalibrate_batch_norm(first(), X, verbose=1)
-    assert "statistics" in capsys.readouterr().out
+    assert "statistics" in capsys.readouterr().err
     tfkit.recalibrate_batch_norm(first(), X)
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr().err == ""
 
 
 # --- what is refused -------------------------------------------------------------------------------

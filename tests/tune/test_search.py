@@ -700,7 +700,7 @@ class TestRefusedArguments:
 
 class TestProgress:
     def lines(self, capsys):
-        out = capsys.readouterr().out
+        out = capsys.readouterr().err
         return [line for line in out.splitlines() if line.strip()]
 
     def test_is_one_line_of_trial_best_and_time_left(self, tmp_path, capsys):

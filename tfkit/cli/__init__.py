@@ -1,4 +1,4 @@
-"""The command line: ``tfkit inspect | tune | export | bench | doctor``.
+"""The command line: ``tfkit inspect | tune | prune | export | bench | doctor``.
 
 What a command needs it imports when it runs, so that ``--help`` answers at once.
 """
@@ -10,6 +10,7 @@ from tfkit.cli.bench import bench
 from tfkit.cli.doctor import doctor
 from tfkit.cli.export import export
 from tfkit.cli.inspect import inspect
+from tfkit.cli.prune import prune
 from tfkit.cli.tune import tune
 
 __all__ = ["main"]
@@ -25,5 +26,5 @@ def main() -> None:
     """
 
 
-for each in (inspect, tune, export, bench, doctor):
+for each in (inspect, tune, prune, export, bench, doctor):
     main.add_command(each)

@@ -7,13 +7,15 @@ import click
 import tfkit
 from tfkit.cli.command import Command, echo_json, echo_table, megabytes, records
 from tfkit.cli.data import read_arrays
+from tfkit.cli.kinds import File
+from tfkit.report.progress import working
 
 _MILLISECONDS = {"latency_ms": "ms", "latency_low_ms": "ms, 10%", "latency_high_ms": "ms, 90%"}
 _BYTES = {"size_bytes": "MB", "gzip_bytes": "MB gzip", "memory_bytes": "MB memory"}
 
 
-@click.command(cls=Command)
-@click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, path_type=pathlib.Path))
+@click.command(cls=Command, words={"artifacts": "files", "path": "files", "x": "data"})
+@click.argument("files", nargs=-1, required=True, type=File(".tflite", exists=True))
 @click.option("--runs", type=click.IntRange(min=1), default=50, show_default=True, help="Rounds that count.")
 @click.option(
     "--threads",
@@ -24,17 +26,17 @@ _BYTES = {"size_bytes": "MB", "gzip_bytes": "MB gzip", "memory_bytes": "MB memor
 )
 @click.option(
     "--data",
-    type=click.Path(exists=True, dir_okay=False, path_type=pathlib.Path),
+    type=File(".npy", ".npz", exists=True, dir_okay=False),
     help="A .npy or .npz file, whose first sample is the input; zeros without.",
 )
-@click.option("--plot", type=click.Path(dir_okay=False), help="Draw latency and size into this picture.")
+@click.option("--plot", type=File(".png", dir_okay=False), help="Draw latency and size into this picture.")
 @click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
 def bench(
     files: tuple[pathlib.Path, ...],
     runs: int,
     threads: int,
     data: pathlib.Path | None,
-    plot: str | None,
+    plot: pathlib.Path | None,
     as_json: bool,
 ) -> None:
     """Measure latency, size and memory of FILES, their runs interleaved.
@@ -46,7 +48,9 @@ def bench(
     """
     x = None if data is None else [array[:1] for array in read_arrays(data)]
     names = {_short(file, files): file for file in files}
-    table = tfkit.benchmark(names, runs=runs, threads=threads, x=x, plot=plot)
+    what = f"{len(files)} file{'' if len(files) == 1 else 's'}"
+    with working(f"measuring {what}, each alone and then in turns", verbose=not as_json):
+        table = tfkit.benchmark(names, runs=runs, threads=threads, x=x, plot=plot)
     if as_json:
         echo_json(records(table))
         return

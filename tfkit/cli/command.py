@@ -1,38 +1,54 @@
 """What all commands share: how they fail, and how they print."""
 
-import difflib
 import functools
 import json
 import os
+import pathlib
 import re
 import shutil
 import textwrap
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
+import tfkit
 from tfkit.errors import ArgumentError, ArgumentTypeError, OutputPathError, TfkitError
+from tfkit.report.progress import working
 
 if TYPE_CHECKING:
+    import keras
     import pandas as pd
 
-    from tfkit.export.deployment import Target
 
 FAILED, WRONG_CALL = 1, 2
 # a folder that stands in the way, too, is a matter of the call
 _CALLERS = (ArgumentError, ArgumentTypeError, OutputPathError)
+# what only Python says so
+PHRASES = {
+    "Pass safe_mode=False if": "Load it in Python by load_base_model with safe_mode=False if",
+    "for this model with tfkit.plan_channel_pruning": "for this model by --save-plan",
+    "Compile the smaller model anew": "Pass --no-keep-optimizer and compile the smaller model anew",
+    "Write (2, 4) for 2:4": "Write 2,4",
+}
+_VALUE = r"""(\([^()]*\)|\[[^\[\]]*\]|'[^']*'|"[^"]*"|[^\s,;)]*[^\s,;).])"""
+_PLAIN = r"'[\w./-]+'"
 
 
 class Command(click.Command):
     """A command whose errors are one paragraph and an exit code; ``--debug`` shows the traceback.
 
     What the caller can mend by another call ends with 2, all else with 1. Errors in the options'
-    form are click's own, and end with 2 as well.
+    form are click's own, and end with 2 as well. Warnings are a paragraph each.
+
+    Args:
+        words: For names in the library's messages, the command's own argument or option that is meant.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any):
+    def __init__(self, *args: Any, words: dict[str, str] | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        self.words = words or {}
         option = click.Option(["--debug"], is_flag=True, help="Show the traceback of an error.")
         self.params.append(option)
 
@@ -40,7 +56,10 @@ class Command(click.Command):
         debug = ctx.params.pop("debug")
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # TensorFlow's start-up notes help nobody here
         try:
-            return super().invoke(ctx)
+            with warnings.catch_warnings():
+                if not debug:
+                    warnings.showwarning = functools.partial(_warn, self)
+                return super().invoke(ctx)
         except (click.ClickException, click.Abort, click.exceptions.Exit):
             raise
         except TfkitError as error:
@@ -52,78 +71,78 @@ class Command(click.Command):
                 raise
             said = f"{type(error).__name__}: {error} (not foreseen; --debug shows where it arose)"
             code = FAILED
-        click.echo(f"error: {' '.join(as_options(said).split())}", err=True)
+        click.echo(f"error: {' '.join(as_options(said, self).split())}", err=True)
         ctx.exit(code)
 
 
-class Targets(click.ParamType):  # type: ignore[type-arg]  # which click 8.2 does not take
-    """Names of targets, joined by commas."""
-
-    name = "names"
-    # as in tfkit.export.deployment, which would load TensorFlow
-    known: tuple["Target", ...] = ("desktop", "gpu", "mobile", "web")
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if not isinstance(value, str):
-            return value
-        names = tuple(dict.fromkeys(each.strip() for each in value.split(",") if each.strip()))
-        for name in names:
-            if name not in self.known:
-                near = difflib.get_close_matches(name.lower(), self.known, n=1, cutoff=0.4)
-                hint = f" Did you mean {near[0]}?" if near else ""
-                self.fail(f"{name!r} is no target.{hint} There are: {', '.join(self.known)}.", param, ctx)
-        if not names:
-            self.fail(f"at least one of {', '.join(self.known)}.", param, ctx)
-        return names
+def _warn(command: click.Command, message: Warning | str, *_: Any, **__: Any) -> None:
+    click.echo(f"warning: {' '.join(as_options(str(message), command).split())}", err=True)
 
 
-class Shape(click.ParamType):  # type: ignore[type-arg]  # which click 8.2 does not take
-    """Sizes joined by commas; ``none`` for one that stays open."""
+def as_options(text: str, command: click.Command | None = None) -> str:
+    """Returns a message of the library in the command's words: ``name=value`` as ``--name value``.
 
-    name = "sizes"
+    Names of arguments become those of the command's arguments and options, where it has them; calls, which
+    are Python, stay.
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if not isinstance(value, str):
-            return value
-        sizes: list[int | None] = []
-        for size in value.lower().replace("x", ",").split(","):
-            if size.strip() == "none":
-                sizes.append(None)
-            elif size.strip().isdecimal() and int(size) > 0:
-                sizes.append(int(size))
-            else:
-                self.fail(f"{value!r} is no shape; write it as 224,224,3.", param, ctx)
-        return tuple(sizes)
-
-
-class BatchSize(click.ParamType):  # type: ignore[type-arg]  # which click 8.2 does not take
-    """Samples a call, or ``open``, which becomes 0."""
-
-    name = "count|open"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if value == "open":
-            return 0
-        if isinstance(value, str) and not (value.isdecimal() and int(value) > 0):
-            self.fail(f"{value!r} is neither a number from 1 nor 'open'.", param, ctx)
-        return int(value)
+    Args:
+        text: The message.
+        command: The command; that which runs unless given.
+    """
+    command = command or click.get_current_context().command
+    known = {each.name: each for each in command.params}
+    known |= {name: known[other] for name, other in getattr(command, "words", {}).items()}
+    for phrase, other in PHRASES.items():
+        text = text.replace(phrase, other)
+    parts = re.split(r"(\b\w+(?:\.\w+)+\([^()]*\))", text)
+    return "".join(part if number % 2 else _in_options(part, known) for number, part in enumerate(parts))
 
 
-def as_options(text: str) -> str:
-    """Returns a message of the library with the advice to pass an argument as the command's option."""
-    for option in click.get_current_context().command.params:
-        name = re.escape(option.name)
-        text = re.sub(rf"\bPass {name}=True\b", f"Pass {option.opts[0]}", text)
-        text = re.sub(
-            rf"\bPass {name}=\(([^()]*)\)",
-            functools.partial(_as_option, option.opts[0]),
-            text,
-        )
+def _in_options(text: str, known: dict[str, click.Parameter]) -> str:
+    for name, parameter in known.items():
+        text = re.sub(rf"\b{name}={_VALUE}", functools.partial(_option, parameter), text)
+        text = re.sub(rf"\b{name}=(?=\s)", _name(parameter), text)
+        text = text.replace(f"`{name}`", f"`{_name(parameter)}`")
+        if "_" in name:  # else it may be a word
+            text = re.sub(rf"(?<![\w./'-]){name}(?![\w/'-]|\.\w)", _name(parameter), text)
     return text
 
 
-def _as_option(word: str, found: re.Match[str]) -> str:
-    return f"Pass {word} {found[1].replace(' ', '')}"
+def _name(parameter: click.Parameter) -> str:
+    if isinstance(parameter, click.Argument):
+        return parameter.name.upper()
+    return max(parameter.opts, key=len)
+
+
+def _option(parameter: click.Parameter, found: re.Match[str]) -> str:
+    """Returns how an argument's value is written on the command line."""
+    value = found[1]
+    name, other = _name(parameter), parameter.secondary_opts
+    if value == "None" or (value == "False" and not other):
+        return f"no {name}"
+    if value in ("True", "False"):
+        return name if value == "True" else other[0]
+    if value[0] == "[" and getattr(parameter, "multiple", False):
+        return " ".join(f"{name} {each}" for each in re.findall(r"'[^']*'", value))
+    if value[0] == "(":
+        value = re.sub(r"[()\s']", "", value).rstrip(",")
+    return f"{name} {value[1:-1] if re.fullmatch(_PLAIN, value) else value}"
+
+
+def load_model(path: pathlib.Path, *, verbose: int) -> "keras.Model":
+    """Loads the model of a `.keras` file, and says so, for TensorFlow takes seconds to start.
+
+    Raises:
+        ArgumentError: If it is no such file, or damaged.
+        UnsafeModelError: If it could run code.
+    """
+    if path.suffix != ".keras":
+        raise ArgumentError(
+            f"The model must be a .keras file. Received: {str(path)!r}. "
+            "Save it from Keras 3 by model.save('name.keras')."
+        )
+    with working(f"reading {path}", verbose=verbose):
+        return tfkit.models.load_base_model(path)
 
 
 def echo_json(value: Any) -> None:

@@ -1,12 +1,19 @@
 """``tfkit doctor``: which proofs this machine can run."""
 
 import platform
+import sys
+from collections.abc import Iterator
 from importlib import metadata
+from typing import TYPE_CHECKING
 
 import click
 
 import tfkit
 from tfkit.cli.command import FAILED, Command, echo_json, echo_paragraph
+from tfkit.report.progress import working
+
+if TYPE_CHECKING:
+    from tfkit.export.machine import Check
 
 PACKAGES = (
     "tensorflow",
@@ -43,7 +50,6 @@ def doctor(context: click.Context, as_json: bool) -> None:
         checks.append(_row("packages", False, f"missing: {', '.join(absent)}", _install(absent), show))
     else:
         from tfkit.export.apart import has_avx
-        from tfkit.export.machine import check_machine
 
         avx = has_avx()
         if show:
@@ -52,7 +58,7 @@ def doctor(context: click.Context, as_json: bool) -> None:
                 if avx
                 else "This processor has no AVX, so sparse kernels run here."
             )
-        for check in check_machine():
+        for check in _checks(show):
             checks.append(_row(check.proof, check.passed, check.detail, check.remedy, show))
     passed = all(check["passed"] for check in checks)
     if as_json:
@@ -71,6 +77,19 @@ def doctor(context: click.Context, as_json: bool) -> None:
         click.echo("Every proof runs here." if passed else "Exports leave out the proofs that are missing.")
     if not passed:
         context.exit(FAILED)
+
+
+def _checks(show: bool) -> "Iterator[Check]":
+    """Yields a check of the machine as soon as it is known, and shows that it is being made."""
+    from tfkit.export.machine import check_machine
+
+    found = check_machine()
+    while True:
+        with working("trying a proof", verbose=show and sys.stderr.isatty()):
+            check = next(found, None)
+        if check is None:
+            return
+        yield check
 
 
 def _row(proof: str, passed: bool, detail: str, remedy: str, show: bool) -> dict[str, str | bool]:

@@ -6,24 +6,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import tfkit
-from tfkit.cli.command import (
-    BatchSize,
-    Command,
-    Shape,
-    Targets,
-    echo_json,
-    echo_paragraph,
-    echo_table,
-    megabytes,
-)
+from tfkit.cli.command import Command, echo_json, echo_paragraph, echo_table, load_model, megabytes
 from tfkit.cli.data import read_data
+from tfkit.cli.kinds import BatchSize, File, Shape, Targets
 
 if TYPE_CHECKING:
     from tfkit.export import ExportReport
 
 
-@click.command(cls=Command)
-@click.argument("model", type=click.Path(exists=True, dir_okay=False, path_type=pathlib.Path))
+@click.command(cls=Command, words={"source": "model", "directory": "out", "representative_data": "data"})
+@click.argument("model", type=File(".keras", exists=True, dir_okay=False))
 @click.argument("out", type=click.Path(path_type=pathlib.Path))
 @click.option(
     "--targets",
@@ -34,7 +26,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--data",
-    type=click.Path(exists=True, path_type=pathlib.Path),
+    type=File(".npy", ".npz", exists=True),
     help="Inputs as the device will see them: a .npy or .npz file, or a folder of pictures.",
 )
 @click.option("--input-shape", type=Shape(), help="Sizes that the model leaves open, as 224,224,3.")
@@ -67,7 +59,7 @@ def export(
 
     Exit codes: 0 when something was shipped for every target, 1 when not, 2 when the call was wrong.
     """
-    loaded = tfkit.models.load_base_model(model)
+    loaded = load_model(model, verbose=not as_json)
     samples = None
     if data is not None:
         samples, said = read_data(data, loaded, input_shape)

@@ -8,15 +8,17 @@ import click
 import tfkit
 from tfkit.cli.command import (
     Command,
-    Shape,
-    Targets,
     as_options,
     echo_json,
     echo_paragraph,
     echo_table,
+    load_model,
     megabytes,
     records,
 )
+from tfkit.cli.figures import count_work, share_of_zeros
+from tfkit.cli.kinds import File, Shape, Targets
+from tfkit.report.progress import working
 
 if TYPE_CHECKING:
     import keras
@@ -27,8 +29,8 @@ if TYPE_CHECKING:
 NEIGHBOURS = "its neighbours cannot"  # a consequence, no cause
 
 
-@click.command(cls=Command)
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=pathlib.Path))
+@click.command(cls=Command, words={"source": "file", "path": "file"})
+@click.argument("file", type=File(".keras", ".tflite", exists=True, dir_okay=False))
 @click.option("--input-shape", type=Shape(), help="Sizes that the model leaves open, as 224,224,3.")
 @click.option("--json", "as_json", is_flag=True, help="Print all of it as JSON.")
 def inspect(file: pathlib.Path, input_shape: tuple[int | None, ...] | None, as_json: bool) -> None:
@@ -47,12 +49,18 @@ def inspect(file: pathlib.Path, input_shape: tuple[int | None, ...] | None, as_j
                 f"Received: {str(file)!r} with --input-shape. Leave the option out."
             )
         _inspect_tflite(file, as_json)
+    elif file.suffix != ".keras":
+        raise tfkit.ArgumentError(
+            "FILE must be a .keras or a .tflite file. "
+            f"Received: {str(file)!r}. Save a model from Keras 3 by model.save('name.keras')."
+        )
     else:
         _inspect_keras(file, input_shape, as_json)
 
 
 def _inspect_tflite(file: pathlib.Path, as_json: bool) -> None:
-    table = tfkit.explain_tflite(file)
+    with working(f"running {file}", verbose=not as_json):
+        table = tfkit.explain_tflite(file)
     found = {"file": str(file), "size_bytes": file.stat().st_size, **table.attrs}
     if as_json:
         echo_json(found | {"operations": records(table)})
@@ -67,21 +75,20 @@ def _inspect_tflite(file: pathlib.Path, as_json: bool) -> None:
 
 
 def _inspect_keras(file: pathlib.Path, input_shape: tuple[int | None, ...] | None, as_json: bool) -> None:
-    model = tfkit.models.load_base_model(file)
+    model = load_model(file, verbose=not as_json)
     layers = tfkit.layer_table(model)
-    notes = []
-    try:
-        work = tfkit.flops_table(model, input_shape=input_shape)
+    with working("counting", verbose=not as_json) as step:
+        work, notes = count_work(model, input_shape)
+        targets = {}
+        for target in Targets.known:
+            step(f"asking what {target} would do with it")
+            targets[target] = _target(model, target, input_shape)
+    flops = None
+    if work is not None:
         layers["flops"] = layers.path.map(work.set_index("path").flops).astype("Int64")
         flops = int(work.flops.sum())
-        if uncounted := work.attrs["uncounted"]:
-            notes.append(f"The work of {', '.join(uncounted)} is not known and counts as none.")
-    except tfkit.TfkitError as error:
-        flops = None
-        notes.append(f"The work was not counted. {as_options(str(error))}")
-    targets = {target: _target(model, target, input_shape) for target in Targets.known}
     parameters = int(layers.parameters.sum())
-    zeros = _zeros(model)
+    zeros = share_of_zeros(model)
     found = {
         "file": str(file),
         "name": model.name,
@@ -113,15 +120,6 @@ def _inspect_keras(file: pathlib.Path, input_shape: tuple[int | None, ...] | Non
         alike.setdefault(_words(said), []).append(target)
     for words, names in alike.items():
         echo_paragraph(f"{', '.join(names)}: {words}", indent="  ")
-
-
-def _zeros(model: "keras.Model") -> float:
-    """Returns the share of zeros among the weights that `layer_table` looks at, of all layers together."""
-    import numpy as np
-
-    kernels = [np.asarray(x) for x in model.weights if len(x.shape) > 1 and "bias" not in x.name]
-    total = sum(each.size for each in kernels)
-    return float(sum((each == 0).sum() for each in kernels) / total) if total else 0.0
 
 
 def _or_none(column: "pd.Series") -> list[int | None]:

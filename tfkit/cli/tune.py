@@ -11,11 +11,19 @@ import click
 
 import tfkit
 from tfkit.cli.command import Command
+from tfkit.cli.kinds import File
+from tfkit.report.progress import working
 
 
 @click.command(cls=Command)
-@click.argument("job", type=click.Path(exists=True, dir_okay=False, path_type=pathlib.Path))
-@click.option("-d", "--directory", required=True, help="Where the search is kept; shared by all machines.")
+@click.argument("job", type=File(".py", exists=True, dir_okay=False))
+@click.option(
+    "-d",
+    "--directory",
+    required=True,
+    type=click.Path(),
+    help="Where the search is kept; shared by all machines.",
+)
 @click.option("--max-trials", type=int, required=True, help="Trials at most.")
 @click.option("--epochs", type=int, required=True, help="Epochs a trial; of Hyperband the most epochs.")
 @click.option(
@@ -33,9 +41,9 @@ from tfkit.cli.command import Command
 @click.option("--chief", metavar="HOST:PORT", help="Give out trials here, to workers anywhere.")
 @click.option("--worker", metavar="HOST:PORT", help="Run trials for the chief at this address.")
 @click.option("--overwrite", is_flag=True, help="Delete what the directory holds of an earlier search.")
-@click.option("--plot", type=click.Path(dir_okay=False), help="Draw the result into this picture.")
+@click.option("--plot", type=File(".png", dir_okay=False), help="Draw the result into this picture.")
 @click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
-def tune(job: pathlib.Path, plot: str | None, as_json: bool, **options: Any) -> None:
+def tune(job: pathlib.Path, plot: pathlib.Path | None, as_json: bool, **options: Any) -> None:
     """Search hyperparameters of the model in JOB.
 
     JOB is a Python file with `build` (a function that returns a compiled model), `data` (the
@@ -48,11 +56,13 @@ def tune(job: pathlib.Path, plot: str | None, as_json: bool, **options: Any) -> 
 
     Exit codes: 0 when a trial completed, 1 when the search failed, 2 when the call was wrong.
     """
-    module = _load(job)
-    space = getattr(module, "space", None) or tfkit.SearchSpace(
-        learning_rate=(1e-5, 1e-1), weight_decay=(1e-6, 1e-1)
-    )
-    data = module.data() if callable(module.data) else module.data
+    with working(f"loading {job}", verbose=not as_json) as step:
+        module = _load(job)
+        space = getattr(module, "space", None) or tfkit.SearchSpace(
+            learning_rate=(1e-5, 1e-1), weight_decay=(1e-6, 1e-1)
+        )
+        step(f"loading the data of {job}")
+        data = module.data() if callable(module.data) else module.data
     result = tfkit.search(module.build, space=space, verbose=int(not as_json), **data, **options)
     if plot:
         result.plot(plot)
@@ -67,13 +77,23 @@ def _load(path: pathlib.Path) -> ModuleType:
     """Imports a job and checks that it has what a search needs."""
     import cloudpickle
 
+    if path.suffix != ".py":
+        raise tfkit.ArgumentError(
+            f"JOB must be a Python file. Received: {str(path)!r}. tfkit tune --help tells what it holds."
+        )
     specification = importlib.util.spec_from_file_location(path.stem, path)
     if specification is None or specification.loader is None:
         raise tfkit.ArgumentError(f"A job must be a Python file. Received: {str(path)!r}. Name it .py.")
     module = importlib.util.module_from_spec(specification)
     sys.path.insert(0, str(path.parent.resolve()))
     sys.modules[path.stem] = module
-    specification.loader.exec_module(module)
+    try:
+        specification.loader.exec_module(module)
+    except Exception as error:
+        raise tfkit.SearchError(
+            f"JOB must run when it is imported. Received: {str(path)!r}, which raised "
+            f"{type(error).__name__}: {error}. Mend it; --debug shows where."
+        ) from error
     cloudpickle.register_pickle_by_value(module)  # so that workers on this machine can have its functions
     missing = [name for name in ("build", "data") if not hasattr(module, name)]
     if missing:

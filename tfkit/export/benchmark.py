@@ -11,9 +11,10 @@ import numpy as np
 
 from tfkit.errors import ArgumentError, ArgumentTypeError
 from tfkit.export.apart import measure_apart
-from tfkit.export.artifact import Artifact, writable
+from tfkit.export.artifact import Artifact
 from tfkit.export.runners import Runner
 from tfkit.export.runtime import fitting, kind_of, load_runner
+from tfkit.files import writable
 from tfkit.litert import interleave
 from tfkit.report.measure import disk_bytes, gzip_bytes
 from tfkit.report.plots import trade_offs

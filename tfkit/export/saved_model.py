@@ -12,10 +12,11 @@ import tensorflow as tf
 from tfkit import graph
 from tfkit.errors import ParityError
 from tfkit.export.apart import run_apart
-from tfkit.export.artifact import Artifact, Parity, output_path, staged
+from tfkit.export.artifact import Artifact, Parity, output_path
 from tfkit.export.parity import PROOF_SAMPLES, TOLERANCE, compare, require_parity
 from tfkit.export.serving import raw_samples, with_preprocessing
 from tfkit.export.signature import input_specs, random_samples, samples, serving_function
+from tfkit.files import staged
 
 _TABLES = (keras.layers.StringLookup, keras.layers.IntegerLookup, keras.layers.TextVectorization)
 RAW = "raw"  # the signature that takes pictures as they come

@@ -1,11 +1,10 @@
 """The right artifact for each target, proven before it ships."""
 
-import contextlib
 import numbers
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import keras
@@ -15,7 +14,6 @@ import tensorflow as tf
 from tfkit import graph
 from tfkit.errors import ArgumentError, ArgumentTypeError, OutputPathError
 from tfkit.export.apart import has_avx
-from tfkit.export.artifact import remove_leftovers, staged, writable
 from tfkit.export.candidates import Made, Maker, Predict, keras_predict
 from tfkit.export.deployment import TARGETS, require_target
 from tfkit.export.layer_error import quantization_error
@@ -23,6 +21,8 @@ from tfkit.export.manifest import ExportReport, foreign_files, write_manifest
 from tfkit.export.signature import input_specs, random_samples, require_range, require_varied, samples
 from tfkit.export.tflite import has_zeros
 from tfkit.export.zeros import zeros_kept
+from tfkit.files import remove_leftovers, staged, writable
+from tfkit.report import progress
 from tfkit.report.measure import disk_bytes, gzip_bytes
 
 LAYERS = "int8_layers.csv"
@@ -130,7 +130,7 @@ def export(
         require_range(model, arrays)
         require_varied(arrays)
     directory = _new_folder(directory, overwrite)
-    with _steps(verbose) as step, staged(directory) as folder:
+    with progress.working("export", verbose=verbose) as show, staged(directory) as folder:
         aside = folder.with_name(f"{folder.name}.made")  # it goes with `folder`, also after a kill
         for each in (folder, aside):
             each.mkdir()
@@ -146,12 +146,12 @@ def export(
             batch_size=batch_size,
             input_shape=input_shape,
             accept_unproven=accept_unproven,
-            step=step,
+            step=lambda text: show(f"export: {text}"),
         )
-        step("Keras")
+        maker.step("Keras")
         maker.keras_score  # noqa: B018 - a judge that is at fault shall fail before the work
         rows = [row for target in chosen for row in maker.choose(target)]
-        step("timing")
+        maker.step("timing")
         maker.time(runs)
         _finish(maker, rows, folder, baseline)
     return ExportReport.load(directory)
@@ -186,18 +186,6 @@ def _new_folder(directory: str | os.PathLike[str], overwrite: bool) -> pathlib.P
             "which holds one, and overwrite=False. Pass overwrite=True or choose another place."
         )
     return path
-
-
-@contextlib.contextmanager
-def _steps(verbose: int) -> Iterator[Callable[[str], None]]:
-    """Yields a function that shows what is being done."""
-    from rich import console
-
-    if not verbose:
-        yield lambda text: None
-        return
-    with console.Console(stderr=True).status("export") as status:
-        yield lambda text: status.update(f"export: {text}")
 
 
 def _timed(made: Made) -> bool:

@@ -13,7 +13,7 @@ import tensorflow as tf
 from tfkit import graph
 from tfkit.errors import ArgumentError, ExportError
 from tfkit.export.apart import EMULATOR_MISSING, emulator, has_avx, run_apart
-from tfkit.export.artifact import Artifact, Parity, output_path, staged
+from tfkit.export.artifact import Artifact, Parity, output_path
 from tfkit.export.names import LayerNames
 from tfkit.export.operations import read_program, read_programs
 from tfkit.export.padding import explicit_padding
@@ -29,6 +29,7 @@ from tfkit.export.signature import (
 )
 from tfkit.export.upsampling import as_resizing
 from tfkit.export.xnnpack import Verdict, analyse
+from tfkit.files import staged
 from tfkit.litert import convert, trace
 
 Precision = Literal["float32", "float16", "int8", "int8_weights"]

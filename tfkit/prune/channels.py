@@ -43,7 +43,7 @@ def plan_channel_pruning(
     batch_size: int = 32,
     loss: Callable[[Any, Any], Any] | None = None,
     sensitivity: "pd.DataFrame | None" = None,
-    input_shape: tuple[int, ...] | None = None,
+    input_shape: tuple[int | None, ...] | None = None,
     seed: int | None = None,
 ) -> ChannelPlan:
     """Decides which channels a model can do without, to reach a target.

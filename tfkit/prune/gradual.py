@@ -21,6 +21,7 @@ from tfkit.prune.plan import ChannelPlan
 from tfkit.prune.recalibration import recalibrate_batch_norm
 from tfkit.prune.shrink import shrink
 from tfkit.prune.target import Target, read_target
+from tfkit.report import progress
 from tfkit.select import select_layers
 from tfkit.training import compile_settings
 
@@ -294,9 +295,7 @@ def _as_arguments(validation_data: Any) -> dict[str, Any]:
 @contextlib.contextmanager
 def _progress(steps: int, verbose: int) -> Iterator[Callable[[str], None]]:
     """Shows how far the steps are, and a line for each."""
-    from rich import progress as bars
-
-    with bars.Progress(disable=not verbose) as bar:
+    with progress.bar(verbose=verbose) as bar:
         task = bar.add_task("pruning", total=steps)
 
         def advance(line: str) -> None:

@@ -11,6 +11,7 @@ from tfkit import graph
 from tfkit.errors import ArgumentError, PruningError
 from tfkit.prune.arguments import require_count
 from tfkit.prune.batches import inputs_of, read_batches
+from tfkit.report import progress
 
 Sums = dict[int, tuple[float, np.ndarray, np.ndarray]]
 
@@ -66,10 +67,8 @@ def recalibrate_batch_norm(
     batches = read_batches(model, x, batch_size, name="x")
     before = [(v, keras.ops.convert_to_numpy(v)) for each in norms for v in each.non_trainable_variables]
     sums: Sums = {}
-    from rich import progress as bars
-
     try:
-        with bars.Progress(disable=not verbose) as bar, contextlib.ExitStack() as stack:
+        with progress.bar(verbose=verbose) as bar, contextlib.ExitStack() as stack:
             for layer in norms:
                 stack.enter_context(_observed(layer, sums))
             for inputs, _ in bar.track(batches, description="statistics"):

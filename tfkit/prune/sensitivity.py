@@ -20,6 +20,7 @@ from tfkit.prune.kernels import Weight, weights_of
 from tfkit.prune.mask import apply_mask, draw_masks
 from tfkit.prune.score import WEIGHTS, score_units
 from tfkit.prune.shrink import zeroed
+from tfkit.report import progress
 from tfkit.select import select_layers
 
 if TYPE_CHECKING:
@@ -226,9 +227,7 @@ def _score(evaluate: Callable[[keras.Model], float], model: keras.Model) -> floa
 
 @contextlib.contextmanager
 def _progress(total: int, verbose: int) -> Iterator[Callable[[], None]]:
-    from rich import progress as bars
-
-    with bars.Progress(disable=not verbose) as bar:
+    with progress.bar(verbose=verbose) as bar:
         task = bar.add_task("sensitivity", total=total)
         yield lambda: bar.advance(task)
 

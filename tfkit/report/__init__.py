@@ -1,4 +1,4 @@
-"""Measuring, and showing what was measured."""
+"""Measuring, and showing what was measured and how far work is."""
 
 import lazy_loader
 

@@ -3,3 +3,4 @@
 from . import html as html
 from . import measure as measure
 from . import plots as plots
+from . import progress as progress

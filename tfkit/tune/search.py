@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from tfkit.errors import ArgumentError, ArgumentTypeError, OutputPathError, SearchError
+from tfkit.report import progress
 from tfkit.tune.arguments import check_call, check_fit, check_places, find_objective
 from tfkit.tune.result import (
     CHECKPOINTS,
@@ -197,17 +198,17 @@ def _run(
 
     before = SearchResult.load(folder)
     best = float(before.best.score) if (before.table.status == "completed").any() else None
-    with _progress(job.max_trials, job.epochs, job.objective.name, best, verbose) as progress:
+    with _progress(job.max_trials, job.epochs, job.objective.name, best, verbose) as show:
         try:
             if worker is not None:
                 work(job, folder, worker, f"{socket.gethostname()}-{os.getpid()}")
                 return  # the chief tidies up
             if chief is not None:
-                serve(job, folder, chief, progress)
+                serve(job, folder, chief, show)
             elif workers > 1:
-                run_workers(job, folder, workers, progress)
+                run_workers(job, folder, workers, show)
             else:
-                with engine(job, folder, progress, worker="tuner0") as tuner:
+                with engine(job, folder, show, worker="tuner0") as tuner:
                     tuner.oracle.verbose = 0
                     tuner.search()
         except WrongCallError:
@@ -273,7 +274,7 @@ def _progress(
         bars.TextColumn("left"),
         bars.TimeRemainingColumn(),
     )
-    with bars.Progress(*columns, disable=not verbose) as bar, warnings.catch_warnings():
+    with progress.bar(*columns, verbose=verbose) as bar, warnings.catch_warnings():
         # keras-tuner warns of threading.currentThread, which is its own to mend
         warnings.filterwarnings("ignore", category=DeprecationWarning, module="keras_tuner")
         task = bar.add_task(
