@@ -90,8 +90,7 @@ def samples(data: Any, specs: Sequence[tf.TensorSpec], name: str = "representati
     if isinstance(data, tf.data.Dataset):
         batches = []
         for batch in itertools.islice(data.as_numpy_iterator(), MOST_SAMPLES):
-            batch = batch[0] if isinstance(batch, tuple) and len(batch) > 1 else batch
-            batches.append(keras.tree.flatten(batch))
+            batches.append(inputs_of(batch))
             if sum(len(each[0]) for each in batches) >= MOST_SAMPLES:
                 break
         arrays = [np.concatenate(parts) for parts in zip(*batches)]
@@ -114,6 +113,11 @@ def samples(data: Any, specs: Sequence[tf.TensorSpec], name: str = "representati
             f"the model takes {wanted}."
         )
     return [array[:MOST_SAMPLES].astype(spec.dtype.as_numpy_dtype) for array, spec in zip(arrays, specs)]
+
+
+def inputs_of(batch: Any) -> list[np.ndarray]:
+    """Returns the inputs of a Dataset's batch, one array an input, without its targets."""
+    return keras.tree.flatten(batch[0] if isinstance(batch, tuple) and len(batch) > 1 else batch)
 
 
 def random_samples(specs: Sequence[tf.TensorSpec], count: int = 4) -> list[np.ndarray]:
