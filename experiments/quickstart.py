@@ -134,16 +134,18 @@ class Job:
             ) from error
 
     def run(self) -> None:
+        """Runs the stages; `experiments.quickstart_notebook` makes a notebook's cells of these lines."""
         self._row("noisy input", self.noisy_test)
         base = self.pretrain()
         self._row("zero-shot", self._denoise(base), base)
         layers = self.choose_layers(base)
         tuned = self.tune(base, layers)
-        dense = self._export(tuned, "dense")
         self.refine(tuned, 0.0)
-        sparse = self._export(self.refine(tuned, self.config.sparsity), "pruned")
-        self._latency({**dense, **sparse})
-        self._finish(layers, sparse)
+        pruned = self.refine(tuned, self.config.sparsity)
+        dense = self.export(tuned, "dense")
+        sparse = self.export(pruned, "pruned")
+        self.time_artifacts({**dense, **sparse})
+        self.finish(layers, sparse)
 
     def pretrain(self) -> keras.Model:
         """Stage 1: a denoiser of the old photograph, or the model that was given."""
@@ -218,7 +220,7 @@ class Job:
         self._row(name, self._denoise(model), model)
         return model
 
-    def _export(self, model: keras.Model, name: str) -> dict[str, tfkit.Artifact]:
+    def export(self, model: keras.Model, name: str) -> dict[str, tfkit.Artifact]:
         """Stage 5: artifacts, each proven against Keras before it gets its name."""
         data = photographs.add_noise(self.new.calibration, self.config.noise, seed=3)
         size = (self.config.tile, self.config.tile, 3)
@@ -241,14 +243,14 @@ class Job:
             self._row(label, artifact.predict(self.noisy_test), model, artifact)
         return artifacts
 
-    def _latency(self, artifacts: dict[str, tfkit.Artifact]) -> None:
+    def time_artifacts(self, artifacts: dict[str, tfkit.Artifact]) -> None:
         """Stage 6: latency and sizes of all artifacts, their runs interleaved."""
         table = tfkit.benchmark(artifacts, runs=self.config.runs, x=self.noisy_test[:1])
         for measured in table.to_dict("records"):
             row = next(row for row in self.rows if row["stage"] == measured["name"])
             row |= {key: measured[key] for key in ("latency_ms", "size_bytes", "gzip_bytes")}
 
-    def _finish(self, layers: list[str], artifacts: dict[str, tfkit.Artifact]) -> None:
+    def finish(self, layers: list[str], artifacts: dict[str, tfkit.Artifact]) -> None:
         """Stage 7: results.json and report.html."""
         outputs = {row["stage"]: row.pop("output") for row in self.rows}
         table = pd.DataFrame(self.rows)

@@ -3,17 +3,27 @@
 import pathlib
 import re
 
+import keras
 import numpy as np
 import pytest
+from sklearn.datasets import load_sample_images
 
 import tfkit
 
 ROOT = pathlib.Path(__file__).parents[1]
-PAGES = [page for page in sorted(ROOT.glob("docs/*.md")) if "```python" in page.read_text()]
+OWN_IMAGES = ROOT / "docs/tutorial-own-images.md"  # reads a folder, and downloads weights
+PAGES = [
+    page for page in sorted(ROOT.glob("docs/*.md")) if "```python" in page.read_text() and page != OWN_IMAGES
+]
 
 
-def run_blocks(page):
-    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+def run_blocks(page, **given):
+    """Runs a page's blocks and returns their names; `given` replaces what it assigns to such names."""
+    text = page.read_text()
+    for name, value in given.items():
+        text, count = re.subn(rf"^{name} = .*$", f"{name} = {value!r}", text, flags=re.MULTILINE)
+        assert count == 1, name
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     assert blocks
     namespace = {}
     for block in blocks:
@@ -26,6 +36,53 @@ def run_blocks(page):
 def test_page_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run_blocks(page)
+
+
+@pytest.mark.slow
+def test_tutorial_runs_on_a_folder_of_pictures(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    side = 64
+    for name, photograph in zip(("temple", "flower"), load_sample_images().images):
+        (tmp_path / "patches" / name).mkdir(parents=True)
+        rows, columns = (np.arange(0, size - side, side) for size in photograph.shape[:2])
+        for number, (row, column) in enumerate((row, column) for row in rows for column in columns[:6]):
+            patch = photograph[row : row + side, column : column + side]
+            keras.utils.save_img(tmp_path / "patches" / name / f"{number}.png", patch, scale=False)
+
+    page = run_blocks(
+        OWN_IMAGES,
+        FOLDER="patches",
+        WEIGHTS=weights_without_download(tmp_path, side),
+        SIZE=(side, side),
+        ALPHA=0.35,
+        BATCH=16,
+        EPOCHS=2,
+    )
+
+    assert page["classes"] == ["flower", "temple"]
+    assert page["smaller"].count_params() < page["model"].count_params()
+    assert page["report"].path("mobile").is_file()
+
+
+def weights_without_download(folder, side):
+    """Returns the path of MobileNetV2's weights for patches: random, but measured on them.
+
+    As random weights stand, every layer's outputs are smaller than those before, and the network
+    says the same of all pictures. Here normalisations hold the patches' statistics, and what they
+    put out lies between the ends of ReLU6, where so deep a random network does not amplify rounding.
+    """
+    keras.utils.set_random_seed(0)
+    model = tfkit.models.load_base_model("MobileNetV2", input_shape=(side, side, 3), alpha=0.35)
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization) and not layer.name.endswith("project_BN"):
+            layer.beta.assign(layer.beta + 3.0)
+    patches = keras.utils.image_dataset_from_directory(
+        folder / "patches", image_size=(side, side), seed=0, verbose=False
+    )
+    tfkit.recalibrate_batch_norm(model, patches)
+    path = str(folder / "stand-in.weights.h5")
+    model.save_weights(path)
+    return path
 
 
 @pytest.mark.slow

@@ -75,7 +75,8 @@ class Artifact:
         """Runs the artifact on any number of samples, in batches of its own size.
 
         Args:
-            x: Inputs ``(samples, …)``: an array, or a list of arrays, one an input.
+            x: Inputs ``(samples, …)``: an array, a list of arrays, one an input, or a batched
+                tf.data.Dataset of inputs or of ``(inputs, targets)``.
 
         Returns:
             The outputs ``(samples, …)``; a list if the model has several.
@@ -83,7 +84,14 @@ class Artifact:
         Raises:
             ExportError: If the runtime cannot load the artifact, or it takes other inputs.
         """
-        outputs = run_samples(load_runner(self.path), x if isinstance(x, list | tuple) else [x])
+        run = load_runner(self.path)
+        if hasattr(x, "as_numpy_iterator"):
+            from tfkit.export.signature import inputs_of  # loads TensorFlow, as the Dataset has
+
+            found = [run_samples(run, inputs_of(batch)) for batch in x.as_numpy_iterator()]
+            outputs = [np.concatenate(parts) for parts in zip(*found)]
+        else:
+            outputs = run_samples(run, x if isinstance(x, list | tuple) else [x])
         return outputs[0] if len(outputs) == 1 else outputs
 
     @classmethod

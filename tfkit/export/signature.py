@@ -97,8 +97,7 @@ def samples(
     if isinstance(data, tf.data.Dataset):
         batches = []
         for batch in itertools.islice(data.as_numpy_iterator(), MOST_SAMPLES):
-            batch = batch[0] if isinstance(batch, tuple) and len(batch) > 1 else batch
-            batches.append(_in_order(batch, model, name))
+            batches.append(inputs_of(batch, model, name))
             if sum(len(each[0]) for each in batches) >= MOST_SAMPLES:
                 break
         arrays = [np.concatenate(parts) for parts in zip(*batches)]
@@ -146,6 +145,11 @@ def _in_order(data: Any, model: keras.Model | None, name: str) -> list[Any]:
             f"Received: {name} with {sorted(map(str, data))}; the model takes {keys}."
         )
     return keras.tree.flatten([data[key] for key in keys])
+
+
+def inputs_of(batch: Any, model: keras.Model | None = None, name: str = "x") -> list[Any]:
+    """Returns the inputs of a Dataset's batch, one array an input, without its targets."""
+    return _in_order(batch[0] if isinstance(batch, tuple) and len(batch) > 1 else batch, model, name)
 
 
 def _array(data: Any) -> np.ndarray:

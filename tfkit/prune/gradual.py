@@ -164,6 +164,7 @@ def prune_channels_gradually(
     fit = {
         "batch_size": None if y is None else batch_size,
         "epochs": epochs,
+        "shuffle": not isinstance(x, tf.data.Dataset),  # which shuffles itself
         "validation_data": validation_data,
         "verbose": 2 if verbose > 1 else 0,
     }
