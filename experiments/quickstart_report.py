@@ -17,7 +17,7 @@ def write(
     pictures: Mapping[str, np.ndarray],
     histories: Mapping[str, Mapping[str, Sequence[float]]],
 ) -> None:
-    """Writes results.json, pictures.png, training.png and report.html into a folder.
+    """Writes results.json, pictures.png, training.png, pareto.png and report.html into a folder.
 
     Args:
         output: The folder; search.png stands there already.
@@ -29,6 +29,8 @@ def write(
     strip, curves = plots.picture_strip(pictures), plots.training_curves(histories)
     (output / "pictures.png").write_bytes(strip)
     (output / "training.png").write_bytes(curves)
+    front = pareto(results)
+    (output / "pareto.png").write_bytes(front)
     table, best = pd.DataFrame(results["stages"]), results["search"]
     html.write_report(
         output / "report.html",
@@ -37,6 +39,12 @@ def write(
         table=_readable(table),
         figures=[
             html.Figure("Pictures", strip, "A tile from a band that nothing was trained or chosen on."),
+            html.Figure(
+                "What ships",
+                front,
+                "Each .tflite file by latency and quality, its gzipped size as area. The line joins those "
+                "that no other beats in everything.",
+            ),
             html.Figure(
                 "Training",
                 curves,
@@ -52,6 +60,15 @@ def write(
         ],
         notes=_notes(results),
     )
+
+
+def pareto(results: Mapping[str, Any]) -> bytes:
+    """Draws the `.tflite` files by latency, gzipped size and quality, as a PNG."""
+    stages = pd.DataFrame(results["stages"])
+    files = stages[stages.latency_ms.notna() & ~stages.stage.str.contains("SavedModel")]
+    names = {"stage": "name", "gzip_bytes": "size_bytes", "psnr_db": "score"}
+    table = files[["stage", "latency_ms", "gzip_bytes", "psnr_db"]].rename(columns=names)
+    return plots.trade_offs(table, score_label="PSNR, dB")
 
 
 def _summary(stages: pd.DataFrame) -> list[str]:

@@ -91,9 +91,22 @@ def provenance(config: Any, seconds: float) -> dict[str, Any]:
             "python": platform.python_version(),
             **{name: metadata.version(name) for name in packages},
         },
+        "processor": processor(),
         "seconds": round(seconds, 1),
         "peak_memory_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 1),
     }
+
+
+def processor() -> str:
+    """Returns this processor's name and the vector instructions that timings hang on."""
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    told = dict(line.replace("\t", "").split(":", 1) for line in reversed(lines) if ":" in line)
+    flags = told.get("flags", told.get("Features", "")).split()
+    known = [name for name in ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "asimddp") if name in flags]
+    return ", ".join([told.get("model name", platform.machine()).strip(), *known])
 
 
 def png(figure: Figure) -> bytes:

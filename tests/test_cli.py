@@ -145,6 +145,14 @@ def test_debug_shows_the_error_itself(job, tmp_path):
     assert type(done.exception).__name__ == "ArgumentError"
 
 
+def test_a_job_that_is_no_python_file_is_refused(tmp_path):
+    path = tmp_path / "job.txt"
+    path.write_text(JOB)
+    done = call(path, "-d", tmp_path / "s", *OPTIONS)
+    assert done.exit_code == 2
+    assert f"A job must be a Python file. Received: {str(path)!r}. Name it .py." in done.stderr
+
+
 def test_help_tells_what_a_job_is():
     done = call("--help")
     assert done.exit_code == 0

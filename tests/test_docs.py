@@ -41,8 +41,8 @@ def test_readme_script_prunes_and_exports_a_users_model(tmp_path, monkeypatch):
 
     exec(compile(script, "README.md", "exec"), namespace)
 
-    assert namespace["phone"].path == pathlib.Path("denoiser.tflite")
-    assert pathlib.Path("denoiser.tflite").is_file()
+    assert namespace["report"].path("mobile").is_relative_to(pathlib.Path("shipped").resolve())
+    assert namespace["report"].path("mobile").is_file()
 
 
 def test_links_in_readme_lead_to_files():

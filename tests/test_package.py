@@ -4,6 +4,7 @@ import importlib
 import inspect
 import pathlib
 import re
+import resource
 import subprocess
 import sys
 import types
@@ -13,7 +14,10 @@ import pytest
 import tfkit
 from tfkit import errors
 
-HEAVY = ("tensorflow", "keras", "tf_keras", "keras_tuner", "tensorflow_model_optimization", "pandas")
+HEAVY = (
+    *("tensorflow", "keras", "tf_keras", "keras_tuner", "tensorflow_model_optimization"),
+    *("matplotlib", "pandas"),
+)
 ERRORS = [each for _, each in inspect.getmembers(errors, inspect.isclass)]
 
 
@@ -51,6 +55,26 @@ from tfkit import curves
 print(curves.linear(1.0, 0.0, 4)(1))
 """
     assert float(run(code)) == 0.75
+
+
+def processor_seconds(code):
+    """The least of three fresh interpreters; the wall clock would count what else runs here."""
+
+    def once():
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        run(code)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    return min(once() for _ in range(3))
+
+
+def test_importing_takes_no_time_to_speak_of():
+    assert processor_seconds("import tfkit") - processor_seconds("pass") < 0.2
+
+
+def test_the_help_of_the_command_line_comes_at_once():
+    assert processor_seconds("from tfkit.cli import main; main(['--help'])") < 0.3
 
 
 # --- names -------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from tfkit.errors import ArgumentTypeError, OutputPathError
 
 
-def writable(path: str | os.PathLike, name: str) -> pathlib.Path:
+def writable(path: str | os.PathLike[str], name: str) -> pathlib.Path:
     """Returns `path`, having made its folder and made sure that something can be written there.
 
     Args:
@@ -65,11 +65,12 @@ def staged(path: pathlib.Path) -> Iterator[pathlib.Path]:
     except OSError as error:
         # an export inside this one has said so of its own, temporary path
         cause = error.__cause__ if isinstance(error, OutputPathError) else error
-        if getattr(cause, "errno", None) not in (errno.ENOSPC, errno.EDQUOT):
+        code = getattr(cause, "errno", None)
+        if code not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise OutputPathError(
             "The disk must have room for what is written. "
-            f"Received: path={str(path)!r} ({os.strerror(cause.errno)}). "
+            f"Received: path={str(path)!r} ({os.strerror(code)}). "
             "Nothing was written. Make room or choose another place."
         ) from error
     finally:

@@ -9,7 +9,7 @@ import collections
 import functools
 import inspect
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import keras
 import numpy as np
@@ -152,13 +152,20 @@ def _decay(name: str) -> property:
     return property(read, write, doc="The decay: None, or a variable; None turns it off.")
 
 
-class PerVariable:
+if TYPE_CHECKING:  # it stands before the class of an optimizer, whose methods it extends
+    from keras.optimizers import Optimizer as _Optimizer
+else:
+    _Optimizer = object
+
+
+class PerVariable(_Optimizer):
     """What `tailor` adds to an optimizer's class.
 
     Attributes:
         rules: The `Rules`.
     """
 
+    kind: type[keras.optimizers.Optimizer]
     rules: Rules
     _scale = 1.0
     weight_decay = _decay("weight_decay")
@@ -201,7 +208,9 @@ class PerVariable:
         return {**super().get_config(), **self.rules.read_decays(), "rules": rows}
 
     @classmethod
-    def from_config(cls, config: dict[str, Any], custom_objects: dict | None = None) -> "PerVariable":
+    def from_config(
+        cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None
+    ) -> "PerVariable":
         config = dict(config)
         rows = config.pop("rules")
         optimizer = tailor(cls.kind.from_config(config))
@@ -251,7 +260,7 @@ def tailor(optimizer: keras.optimizers.Optimizer) -> PerVariable:
     if not isinstance(optimizer, PerVariable):
         with optimizer._distribution_strategy.scope():
             rules = Rules(optimizer)
-        optimizer.__class__ = tailored_class(type(optimizer))
+        optimizer.__class__ = tailored_class(optimizer.__class__)
         with DotNotTrackScope():
             optimizer.rules = rules
     if type(outer) is keras.optimizers.LossScaleOptimizer:

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 Pattern = Union[str, keras.Layer, "Selection", Callable[[keras.Layer], bool]]
 
 
-class _Entry(NamedTuple):
+class Entry(NamedTuple):
+    """A layer that a selection covers, or a part of it."""
+
     path: str
     layer: keras.Layer
     part: list[keras.Variable] | None = None  # if only a part of a composite was named
@@ -45,7 +47,7 @@ class Selection:
         (('a',), ['kernel', 'bias'])
     """
 
-    entries: tuple[_Entry, ...]
+    entries: tuple[Entry, ...]
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -90,7 +92,7 @@ class _Index:
         for node in nodes:
             place = len(self.atoms)
             self.atoms.append(frozenset())
-            own = frozenset()
+            own: frozenset[int] = frozenset()
             if not node.children or graph.own_variables(node.layer):
                 self.position.setdefault(id(node.layer), len(self.position))
                 own = frozenset([id(node.layer)])
@@ -189,18 +191,18 @@ class _Index:
         )
 
     def selection(self, atoms: frozenset[int]) -> Selection:
-        entries: dict[int, _Entry] = {}
+        entries: dict[int, Entry] = {}
 
         def collect(nodes: Sequence[graph.Node], place: int) -> int:
             for node in nodes:
                 covered, below = self.atoms[place], place + 1
                 if covered and covered <= atoms and (not node.children or node.is_unit):
-                    entries.setdefault(id(node.layer), _Entry(node.path, node.layer))
+                    entries.setdefault(id(node.layer), Entry(node.path, node.layer))
                     place = below + sum(1 for _ in graph.descend(node.children))
                 else:
                     if node.children and id(node.layer) in atoms:
                         own = graph.own_variables(node.layer)
-                        entries.setdefault(id(node.layer), _Entry(node.path, node.layer, own))
+                        entries.setdefault(id(node.layer), Entry(node.path, node.layer, own))
                     place = collect(node.children, below)
             return place
 
@@ -291,7 +293,7 @@ def layer_table(model: keras.Model) -> "pd.DataFrame":
     import numpy as np
     import pandas as pd
 
-    rows, counted = [], set()
+    rows, counted = [], set[int]()
     for entry in select_layers(model, lambda _: True).entries:
         layer = entry.layer
         weights = [each for each in entry.weights if id(each) not in counted]  # tied ones count once

@@ -44,14 +44,15 @@ def written_variables(model: keras.Model) -> set[int]:
     }
 
 
-def local_values(variable: keras.Variable) -> list:
+def local_values(variable: keras.Variable) -> list[Any]:
     """Returns a variable's tensor; of one that is mirrored, each replica's."""
     return list(getattr(variable.value, "values", [variable.value]))
 
 
 def list_operations(graph: Any) -> list[Any]:
     """Returns the operations of a graph and of the functions that it calls, at any depth."""
-    found, names = list(graph.get_operations()), set()
+    found: list[Any] = list(graph.get_operations())
+    names: set[str] = set()
     for operation in found:  # grows as functions are met
         for name in set(_called(operation)) - names:
             names.add(name)

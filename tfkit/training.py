@@ -61,7 +61,9 @@ def changing_rules(model: keras.Model) -> Iterator[tuple[PerVariable, list[keras
 
 
 # For each model the train step that was checked last, and the ids of what it moves.
-_CHECKED: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+_CHECKED: weakref.WeakKeyDictionary[keras.Model, tuple[Callable[[], Any], frozenset[int]]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 def require_current_training(model: keras.Model) -> None:
@@ -88,11 +90,11 @@ def require_current_training(model: keras.Model) -> None:
     known = {id(variable) for variable in optimizer._trainable_variables} | statistics.keys()
     function, before = _CHECKED.get(model, (lambda: None, frozenset()))
     if not optimizer.built:
-        joined = left = set()
+        joined, left = set[int](), set[int]()
     elif not traced_graphs(model):
-        joined, left = now - known, set()
+        joined, left = now - known, set[int]()
     elif function() is model.train_function:
-        joined, left = now - before, before - now
+        joined, left = now - before, set(before - now)
     else:  # nobody looked when it was traced; what it does not move may have no gradient
         joined, left = now - known, (known - now) & written_variables(model)
     changed = {
@@ -333,7 +335,7 @@ def _forget(optimizer: keras.optimizers.Optimizer) -> None:
     optimizer.built = False
 
 
-def _slots(optimizer: keras.optimizers.Optimizer, count: int) -> dict[str, list]:
+def _slots(optimizer: keras.optimizers.Optimizer, count: int) -> dict[str, list[Any]]:
     """Returns the optimizer's per-variable state: attribute name -> one entry a variable."""
     return {
         name: list(value)

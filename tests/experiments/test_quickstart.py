@@ -38,7 +38,7 @@ def test_own_model_and_own_pictures_come_out_pruned_proven_and_reported(tmp_path
         assert (output / f"{name}.tflite").stat().st_size == stages[name.replace("_", ", ")]["size_bytes"]
     assert all(parity["relative_error"] <= parity["tolerance"] for parity in results["parity"].values())
     page = (output / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 3
+    assert page.count("data:image/png;base64,") == 4
     assert "http" not in page  # self-contained
     assert all(stage in page for stage in stages)
 

@@ -264,7 +264,6 @@ def heads_of_all_kinds():
     return on_picture(net)
 
 
-@example
 def channels_first():
     def net(x):
         x = layers.Permute((3, 1, 2))(start(x))
@@ -273,6 +272,10 @@ def channels_first():
         return layers.GlobalAveragePooling2D(data_format="channels_first")(x)
 
     return on_picture(net)
+
+
+if models.runs_channels_first():
+    example(channels_first)
 
 
 @example

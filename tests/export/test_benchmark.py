@@ -286,6 +286,11 @@ def test_nothing_to_measure_is_refused(artifacts):
         tfkit.benchmark(artifacts)
 
 
+def test_what_is_no_artifact_is_refused():
+    with pytest.raises(tfkit.ArgumentTypeError, match=r"artifacts or paths. Received: artifacts=3. Pass one"):
+        tfkit.benchmark(3)
+
+
 @pytest.mark.parametrize("name", ["runs", "threads"])
 @pytest.mark.parametrize("value", [0, -1, 1.5, "3"])
 def test_a_count_below_one_is_refused(bench, files, name, value):

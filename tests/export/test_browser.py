@@ -240,7 +240,7 @@ def test_a_file_that_is_no_model_does_not_compile(content, fault, tmp_path):
     with pytest.raises(
         tfkit.ExportError,
         match=r"(?s)able to compile the artifact.*Received: path='.*broken.tflite', accelerator='wasm' "
-        rf"\({fault}.*plain float32",
+        rf"\({fault}.*dense float32",
     ):
         run_in_browser(path, [ONES])
 

@@ -60,6 +60,9 @@ def nothing_is_made(monkeypatch):
     ("options", "message"),
     [
         ({"targets": ("tv",)}, r"target must be one of desktop, gpu, mobile, web. Received: 'tv'"),
+        ({"targets": None}, r"`targets` must name at least one of desktop.*Received: None"),
+        ({"largest_drop": "1%"}, r"`largest_drop` must lie in \[0, 1\). Received: largest_drop='1%'"),
+        ({"representative_data": X * 0}, r"must vary.*Received: representative_data of nothing but 0"),
         ({"targets": ()}, r"`targets` must name at least one of desktop.*Received: \(\)"),
         ({"largest_drop": 1.0}, r"`largest_drop` must lie in \[0, 1\). Received: largest_drop=1.0"),
         ({"runs": -1}, r"`runs` must be a whole number from 0. Received: runs=-1"),

@@ -230,3 +230,41 @@ def test_the_serving_function_runs_in_inference_mode():
 def test_the_serving_function_takes_a_sequential_model():
     model, x = models.dense_net(), RNG.random((4, 6), "float32")
     np.testing.assert_array_equal(serving_function(model)(x)[0], model(x))
+
+
+# Data for several inputs, by name.
+
+
+@pytest.mark.parametrize("batched", [False, True], ids=["dict", "dataset"])
+@pytest.mark.parametrize("pack", [list, dict])
+def test_a_dict_of_arrays_goes_where_keras_puts_it(pack, batched):
+    """Both inputs have one shape, so that only the names tell them apart; b - a is 1 or -1."""
+    b, a = keras.Input((2,), name="b"), keras.Input((2,), name="a")
+    model = keras.Model([b, a] if pack is list else {"b": b, "a": a}, layers.Subtract()([b, a]))
+    data = {"a": np.full((4, 2), 3.0), "b": np.full((4, 2), 4.0)}
+    expected = model.predict(data, verbose=0)
+    data = tf.data.Dataset.from_tensor_slices(data).batch(2) if batched else data
+    arrays = samples(data, input_specs(model, batch_size=None), model=model)
+    np.testing.assert_array_equal(serving_function(model)(*arrays)[0], expected)
+    np.testing.assert_array_equal(expected, 1.0)
+
+
+def test_a_dict_that_names_other_inputs_is_refused():
+    model = pair_net()
+    with pytest.raises(tfkit.ArgumentError, match=r"must name the model's inputs.*\['c'\].*\['b', 'a'\]"):
+        samples({"c": np.ones((4, 3))}, input_specs(model, batch_size=None), model=model)
+
+
+@pytest.mark.parametrize(
+    ("data", "received"),
+    [
+        ((np.ones((4, 3)), np.zeros(4)), r"of type tuple of shapes \[\(4, 3\), \(4,\)\]"),
+        ((each for each in np.ones((4, 3))), "of type generator"),
+        (np.ones((4, 3), complex), "no array of real numbers"),
+        (np.full((4, 3), "1"), "no array of real numbers"),
+    ],
+    ids=["x and y", "generator", "complex", "text"],
+)
+def test_data_that_are_no_numbers_are_refused_with_what_to_pass(data, received):
+    with pytest.raises(tfkit.ArgumentError, match=rf"Received: .*{received}.*Pass an array, samples first"):
+        samples(data, ONE)

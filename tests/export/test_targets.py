@@ -8,6 +8,7 @@ import types
 
 import keras
 import numpy as np
+import pandas as pd
 import pytest
 import tensorflow as tf
 from keras import layers
@@ -113,6 +114,14 @@ def test_a_sparse_file_that_stays_here_has_no_time(full):
         {each["name"]: each for each in full.manifest["considered"]}["float32"]["latency_ms"]
         / times["desktop", DEVICE]
     )
+
+
+def test_int8_that_is_slower_here_is_told(tmp_path, monkeypatch):
+    times = pd.DataFrame({"name": ["int8", "float32"], "latency_ms": [2.0, 1.0]})
+    monkeypatch.setattr(module_of("candidates"), "benchmark", lambda files, runs: times)
+    report = export(never_net(), tmp_path, ("desktop",), representative_data=X, runs=1)
+    found = [note for note in report.notes if "times as fast as float32 on this machine" in note]
+    assert [note.split()[2] for note in found] == ["0.50"]
 
 
 def test_the_stages_stand_side_by_side(full):

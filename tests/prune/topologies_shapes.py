@@ -4,6 +4,7 @@ import keras
 from keras import layers, ops
 from keras.src.applications.convnext import LayerScale
 
+from tests import models
 from tests.prune.topologies import conv, ended, head, image, normed, topology
 
 # channels that move
@@ -101,7 +102,6 @@ def flatten_of_channels_first():
     return keras.Model(inputs, layers.Dense(3, name="head")(x))
 
 
-@topology
 def convolutions_of_channels_first():
     """Wider than it has channels, for Keras 3.15 adds a bias wrongly where the two are equal."""
     first = {"data_format": "channels_first"}
@@ -112,6 +112,10 @@ def convolutions_of_channels_first():
     x = layers.Concatenate(axis=1)([x, layers.Activation("relu")(y)])
     x = conv(8, "b", **first)(layers.MaxPooling2D(2, strides=1, **first)(x))
     return keras.Model(inputs, layers.Dense(3, name="head")(layers.GlobalAveragePooling2D(**first)(x)))
+
+
+if models.runs_channels_first():
+    topology(convolutions_of_channels_first)
 
 
 @topology

@@ -1,5 +1,6 @@
 """What all commands share: how they fail, and how they print."""
 
+import functools
 import json
 import os
 import pathlib
@@ -56,7 +57,7 @@ class Command(click.Command):
         try:
             with warnings.catch_warnings():
                 if not debug:
-                    warnings.showwarning = self._warn
+                    warnings.showwarning = self._warn  # type: ignore[assignment]  # it takes more than it needs
                 return super().invoke(ctx)
         except (click.ClickException, click.Abort, click.exceptions.Exit):
             raise
@@ -97,7 +98,7 @@ def as_options(text: str, command: click.Command | None = None) -> str:
 
 def _in_options(text: str, known: dict[str, click.Parameter]) -> str:
     for name, parameter in known.items():
-        text = re.sub(rf"\b{name}={_VALUE}", lambda found, x=parameter: _option(x, found[1]), text)
+        text = re.sub(rf"\b{name}={_VALUE}", functools.partial(_option, parameter), text)
         text = re.sub(rf"\b{name}=(?=\s)", _name(parameter), text)
         text = text.replace(f"`{name}`", f"`{_name(parameter)}`")
         if "_" in name:  # else it may be a word
@@ -111,9 +112,9 @@ def _name(parameter: click.Parameter) -> str:
     return max(parameter.opts, key=len)
 
 
-def _option(parameter: click.Parameter, value: str) -> str:
+def _option(parameter: click.Parameter, found: re.Match[str]) -> str:
     """Returns how an argument's value is written on the command line."""
-    name, other = _name(parameter), parameter.secondary_opts
+    value, name, other = found[1], _name(parameter), parameter.secondary_opts
     if value == "None" or (value == "False" and not other):
         return f"no {name}"
     if value in ("True", "False"):

@@ -104,9 +104,10 @@ def read_data(
             "A folder of data must hold pictures, itself or in subfolders. "
             f"Received: {str(path)!r} with none of {', '.join(sorted(PICTURES))}."
         )
+    sizes = tuple(size for size in shape if size is not None)
     count = min(len(files), most)
     chosen = [files[place * len(files) // count] for place in range(count)]  # evenly, of every class
-    array = np.stack([_picture(each, shape) for each in chosen])
+    array = np.stack([_picture(each, sizes) for each in chosen])
     folders = len({each.parent for each in chosen})
     of = f" of {len(files)}" if count < len(files) else ""
     where = f" in {folders} folders" if folders > 1 else ""

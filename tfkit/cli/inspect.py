@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import keras
     import pandas as pd
 
+    from tfkit.export.deployment import Target
+
 NEIGHBOURS = "its neighbours cannot"  # a consequence, no cause
 
 
@@ -109,8 +111,8 @@ def _inspect_keras(file: pathlib.Path, input_shape: tuple[int | None, ...] | Non
         shown["flops"] = ["" if each is None else f"{each:,}" for each in _or_none(layers.flops)]
     echo_table(shown)
     click.echo()
-    work = "" if flops is None else f", {flops:,} multiplications and additions a sample"
-    echo_paragraph(f"{model.name}: {parameters:,} parameters, {zeros:.1%} of the kernels zero{work}.")
+    price = "" if flops is None else f", {flops:,} multiplications and additions a sample"
+    echo_paragraph(f"{model.name}: {parameters:,} parameters, {zeros:.1%} of the kernels zero{price}.")
     for note in notes:
         echo_paragraph(note, indent="  ")
     alike: dict[str, list[str]] = {}
@@ -124,7 +126,9 @@ def _or_none(column: "pd.Series") -> list[int | None]:
     return [None if missing else int(value) for value, missing in zip(column, column.isna())]
 
 
-def _target(model: "keras.Model", target: str, input_shape: tuple[int | None, ...] | None) -> dict[str, Any]:
+def _target(
+    model: "keras.Model", target: "Target", input_shape: tuple[int | None, ...] | None
+) -> dict[str, Any]:
     """Returns the verdict for a target, and the first thing that stands behind it."""
     try:
         table = tfkit.explain_deployment(model, target, input_shape=input_shape)

@@ -5,10 +5,13 @@ import math
 import os
 import pathlib
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.shell_completion import CompletionItem
+
+if TYPE_CHECKING:
+    from tfkit.export.deployment import Target
 
 
 class File(click.Path):
@@ -35,12 +38,12 @@ class File(click.Path):
         return [CompletionItem(os.path.join(folder, each)) for each in names]
 
 
-class Targets(click.ParamType):
+class Targets(click.ParamType):  # type: ignore[type-arg]  # which click 8.2 does not take
     """Names of targets, joined by commas."""
 
     name = "names"
     # as in tfkit.export.deployment, which would load TensorFlow
-    known = ("desktop", "gpu", "mobile", "web")
+    known: tuple["Target", ...] = ("desktop", "gpu", "mobile", "web")
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if not isinstance(value, str):
@@ -63,7 +66,7 @@ class Targets(click.ParamType):
         return [CompletionItem(f"{before}{comma}{each}") for each in rest]
 
 
-class Shape(click.ParamType):
+class Shape(click.ParamType):  # type: ignore[type-arg]  # which click 8.2 does not take
     """Sizes joined by commas; ``none`` for one that stays open."""
 
     name = "sizes"
@@ -71,7 +74,7 @@ class Shape(click.ParamType):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if not isinstance(value, str):
             return value
-        sizes = []
+        sizes: list[int | None] = []
         for size in value.lower().replace("x", ",").split(","):
             if size.strip() == "none":
                 sizes.append(None)
@@ -82,7 +85,7 @@ class Shape(click.ParamType):
         return tuple(sizes)
 
 
-class Pair(click.ParamType):
+class Pair(click.ParamType):  # type: ignore[type-arg]  # which click 8.2 does not take
     """Two numbers, as ``2,4`` or ``2:4``."""
 
     name = "pair"
@@ -96,7 +99,7 @@ class Pair(click.ParamType):
         return int(found[1]), int(found[2])
 
 
-class Fraction(click.ParamType):
+class Fraction(click.ParamType):  # type: ignore[type-arg]  # which click 8.2 does not take
     """A number between 0 and 1.
 
     Args:
@@ -120,7 +123,7 @@ class Fraction(click.ParamType):
         self.fail(f"{value} is no fraction below 1{more}; write {meant:g} for {100 * meant:g}%.", param, ctx)
 
 
-class BatchSize(click.ParamType):
+class BatchSize(click.ParamType):  # type: ignore[type-arg]  # which click 8.2 does not take
     """Samples a call, or ``open``, which becomes 0."""
 
     name = "count|open"

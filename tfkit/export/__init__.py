@@ -1,16 +1,15 @@
 """Artifacts for devices, each proven against Keras before it gets its name."""
 
 import sys
-import types
-from typing import Any
 
-from tfkit.export.artifact import Artifact
+from tfkit.export.artifact import Artifact, Parity
 from tfkit.export.benchmark import benchmark
 from tfkit.export.deployment import explain_deployment, explain_tflite
 from tfkit.export.layer_error import quantization_error
 from tfkit.export.manifest import ExportReport
-from tfkit.export.parity import Parity, check_parity
+from tfkit.export.parity import check_parity
 from tfkit.export.quantization import quantize_weights
+from tfkit.export.room import Room
 from tfkit.export.saved_model import export_saved_model
 from tfkit.export.sparse import make_sparse_ready
 from tfkit.export.targets import export
@@ -34,13 +33,4 @@ __all__ = [
     "zeros_kept",
 ]
 
-
-class _Room(types.ModuleType):
-    """The room carries the name of its main function, so that `tfkit.export(model, …)` may be called."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> ExportReport:
-        return export(*args, **kwargs)
-
-
-_Room.__call__.__doc__ = export.__doc__
-sys.modules[__name__].__class__ = _Room
+sys.modules[__name__].__class__ = Room

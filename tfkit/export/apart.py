@@ -61,7 +61,7 @@ class ApartRun:
 
 
 def run_apart(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     arrays: Sequence[np.ndarray] | None,
     *,
     processor: Processor = "this",
@@ -99,12 +99,18 @@ def run_apart(
         >>> [output.shape for output in run_apart(artifact.path, [np.zeros((5, 8, 8, 3))])]
         [(5, 8, 8, 1)]
     """
-    options = {"processor": processor, "threads": threads, "signature": signature}
-    return measure_apart(path, arrays, **options, time_limit_s=time_limit_s).outputs
+    return measure_apart(
+        path,
+        arrays,
+        processor=processor,
+        threads=threads,
+        signature=signature,
+        time_limit_s=time_limit_s,
+    ).outputs
 
 
 def measure_apart(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     arrays: Sequence[np.ndarray] | None,
     *,
     processor: Processor = "this",

@@ -92,7 +92,7 @@ class Artifact:
         return cls(path, kind_of(path), precision, disk_bytes(path), parity, **known)
 
 
-def output_path(path: str | os.PathLike, kind: Kind) -> pathlib.Path:
+def output_path(path: str | os.PathLike[str], kind: Kind) -> pathlib.Path:
     """Returns `path`, having made sure that an artifact can be written there.
 
     Raises:

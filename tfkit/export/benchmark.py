@@ -4,12 +4,12 @@ import functools
 import numbers
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tfkit.errors import ArgumentError
+from tfkit.errors import ArgumentError, ArgumentTypeError
 from tfkit.export.apart import measure_apart
 from tfkit.export.artifact import Artifact
 from tfkit.export.runners import Runner
@@ -22,7 +22,7 @@ from tfkit.report.plots import trade_offs
 if TYPE_CHECKING:
     import pandas as pd
 
-Given = Artifact | str | os.PathLike
+Given = Artifact | str | os.PathLike[str]
 COLUMNS = [
     "name", "kind", "precision", "latency_ms", "latency_low_ms", "latency_high_ms", "size_bytes",
     "gzip_bytes", "threads", "memory_bytes",
@@ -36,7 +36,7 @@ def benchmark(
     threads: int = 1,
     x: Any = None,
     quality: Mapping[str, float] | None = None,
-    plot: str | os.PathLike | None = None,
+    plot: str | os.PathLike[str] | None = None,
 ) -> "pd.DataFrame":
     """Measures artifacts against each other, their runs interleaved.
 
@@ -63,6 +63,7 @@ def benchmark(
         peak, without the runtime itself; NaN where the system does not tell, as outside Linux).
 
     Raises:
+        ArgumentTypeError: If `artifacts` is no artifact, list or dict.
         ArgumentError: If there is no artifact, a path is none, a count is below 1, or `quality` has
             not one finite number for each name.
         OutputPathError: If `plot` cannot be written.
@@ -78,10 +79,17 @@ def benchmark(
     """
     import pandas as pd
 
-    if isinstance(artifacts, Given):
+    if isinstance(artifacts, Artifact | str | os.PathLike):
         artifacts = [artifacts]
-    named = artifacts.items() if isinstance(artifacts, Mapping) else [(None, each) for each in artifacts]
-    if not named:
+    if not isinstance(artifacts, Iterable):
+        raise ArgumentTypeError(
+            f"`artifacts` must be artifacts or paths. Received: artifacts={artifacts!r}. "
+            "Pass one, a list of them, or a dict by name."
+        )
+    listed: list[tuple[str | None, Given]] = (
+        [*artifacts.items()] if isinstance(artifacts, Mapping) else [(None, each) for each in artifacts]
+    )
+    if not listed:
         raise ArgumentError(f"`artifacts` must hold at least one. Received: artifacts={artifacts!r}.")
     for name, count in (("runs", runs), ("threads", threads)):
         if not isinstance(count, int) or count < 1:
@@ -89,10 +97,11 @@ def benchmark(
 
     if plot is not None:
         plot = writable(plot, "plot")
-    named = [(name or _path(given).name, given) for name, given in named]
+    named = [(name or _path(given).name, given) for name, given in listed]
     _require_scores(quality, [name for name, _ in named])
 
-    rows, calls = [], []
+    rows: list[dict[str, Any]] = []
+    calls = []
     for name, given in named:
         path = _path(given)
         kind = kind_of(path)
@@ -148,5 +157,5 @@ def _batch(run: Runner, x: Any) -> list[np.ndarray]:
     return given if batch is None else [np.resize(each, (batch, *each.shape[1:])) for each in given]
 
 
-def _arrays(x: Any) -> list[Any] | None:
+def _arrays(x: Any) -> Sequence[Any] | None:
     return x if x is None or isinstance(x, list | tuple) else [x]

@@ -46,7 +46,7 @@ class BrowserRun:
 
 
 def run_in_browser(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     arrays: Sequence[np.ndarray],
     *,
     accelerator: Accelerator = "wasm",
@@ -98,7 +98,7 @@ def run_in_browser(
 
 
 def time_in_browser(
-    paths: Mapping[str, str | os.PathLike],
+    paths: Mapping[str, str | os.PathLike[str]],
     *,
     accelerator: Accelerator = "wasm",
     runs: int = 50,
@@ -147,7 +147,7 @@ def time_in_browser(
 
 
 def _visit(
-    paths: Sequence[str | os.PathLike],
+    paths: Sequence[str | os.PathLike[str]],
     arrays: Sequence[np.ndarray] | None,
     accelerator: str,
     runs: int,
@@ -189,7 +189,7 @@ def _visit(
     return _read(head["results"], rest, None if shapes is None else shapes[0][0], site.log)
 
 
-def _is_positive(number: Any) -> bool:
+def _is_positive(number: float) -> bool:
     return isinstance(number, numbers.Real) and number > 0
 
 
@@ -227,5 +227,5 @@ def _refusal(
     return ExportError(
         f"LiteRT.js must be able to {stage} the artifact. Received: path={path!r}, "
         f"accelerator={job['accelerator']!r} ({head['fault'][:500]}); the console says: {spoken(log)}. "
-        "Export it as plain float32 or float16."
+        "Export it as dense float32 or float16, or run it on WebAssembly."
     )

@@ -18,7 +18,7 @@ from tfkit.export.padding import explicit_padding
 from tfkit.export.signature import input_specs
 from tfkit.export.tensors import TensorFile
 from tfkit.export.tflite import convert_model
-from tfkit.export.xnnpack import Analysis, Verdict, analyse
+from tfkit.export.xnnpack import Analysis, Rewritable, Verdict, analyse
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,13 +40,6 @@ _GPU = {
     "UNPACK",
 }  # fmt: skip
 _GPU_MOST_DIMENSIONS, _GPU_FEWER_DIMENSIONS = 5, {"TILE": 4}
-_REWRITTEN = (
-    "padding='same'",
-    "padded by",
-    "keeps its dimensions",
-    "with a constant",
-    "of other than pictures",
-)
 
 
 def require_target(target: str) -> Target:
@@ -61,7 +54,7 @@ def require_target(target: str) -> Target:
 
 
 def explain_deployment(
-    model: keras.Model, target: Target, *, input_shape: Sequence[int] | None = None
+    model: keras.Model, target: Target, *, input_shape: Sequence[int | None] | None = None
 ) -> "pd.DataFrame":
     """Tells what a target's runtime will do with each operation of a model, before it is exported.
 
@@ -106,7 +99,7 @@ def explain_deployment(
     if target == "gpu":
         rows = [gpu_row(operation) for operation in program.operations]
         verdict = "cpu" if any(row["runs"] == "cpu" for row in rows) else "gpu"
-        operations = program.operations
+        operations: Sequence[Operation] = program.operations
     else:
         found = analyse(program)
         operations = [place.operation for place in found.places]
@@ -121,7 +114,7 @@ def explain_deployment(
     return table
 
 
-def explain_tflite(path: str | os.PathLike) -> "pd.DataFrame":
+def explain_tflite(path: str | os.PathLike[str]) -> "pd.DataFrame":
     """Tells what LiteRT does with each operation of a `.tflite` file on ARM and in a browser.
 
     The sparse kernels engage only where the weights are sparse-encoded; on x86 with AVX there are
@@ -184,7 +177,7 @@ def _unpacked(program: Program, content: bytes) -> Program:
     return dataclasses.replace(program, operations=tuple(operations))
 
 
-def convert_dense(model: keras.Model, input_shape: Sequence[int] | None = None) -> bytes:
+def convert_dense(model: keras.Model, input_shape: Sequence[int | None] | None = None) -> bytes:
     """Converts a model to float32 as it would be before its weights are sparse-encoded.
 
     Raises:
@@ -211,7 +204,7 @@ def _xnnpack_rows(found: Analysis) -> list[dict[str, str]]:
 def _remedy(verdict: Verdict, reason: str) -> str:
     if verdict is Verdict.SPARSE or not reason:
         return ""
-    if any(words in reason for words in _REWRITTEN):
+    if isinstance(reason, Rewritable):
         return "tfkit.make_sparse_ready(model)"
     if "are zero" in reason:
         return "prune the 1x1 convolutions to more than 2/3, better to 90%"
@@ -236,6 +229,6 @@ def gpu_row(operation: Operation) -> dict[str, str]:
     most = _GPU_FEWER_DIMENSIONS.get(operation.kind, _GPU_MOST_DIMENSIONS)
     if wide := [x for x in tensors if len(x.shape) > most]:
         reason = f"{operation.kind} of a tensor of {len(wide[0].shape)} dimensions; GPU delegates take {most}"
-        remedy = "UpSampling2D(interpolation='bilinear')" if operation.kind == "TILE" else ""
+        remedy = "keras.layers.UpSampling2D, if it repeats pixels" if operation.kind == "TILE" else ""
         return {"runs": "cpu", "reason": reason, "remedy": remedy}
     return {"runs": "gpu", "reason": "", "remedy": ""}

@@ -4,6 +4,7 @@ import collections
 import os
 import pathlib
 import re
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -29,7 +30,9 @@ Values = dict[int, Any]
 Place = int | str  # a tensor's number, or why there is none
 
 
-def quantization_error(model: keras.Model, artifact: Artifact | str | os.PathLike, x: Any) -> "pd.DataFrame":
+def quantization_error(
+    model: keras.Model, artifact: Artifact | str | os.PathLike[str], x: Any
+) -> "pd.DataFrame":
     """Tells for each layer how far a `.tflite` file has strayed from Keras, and how far by itself.
 
     With ``a`` the file's value of a layer's output, in real numbers, and ``k`` Keras's::
@@ -49,7 +52,7 @@ def quantization_error(model: keras.Model, artifact: Artifact | str | os.PathLik
     Args:
         model: The Keras model that the file was made from, functional or Sequential.
         artifact: An `Artifact` or the path of a `.tflite` file, of any precision.
-        x: Inputs as the device will see them: an array, a list of arrays (one an input)
+        x: Inputs as the device will see them: an array, a list or a dict of arrays (one an input)
             or a tf.data.Dataset; at most 128 samples are used.
 
     Returns:
@@ -82,7 +85,7 @@ def quantization_error(model: keras.Model, artifact: Artifact | str | os.PathLik
             f"Received: model={model.name!r}, which computes in Python of its own."
         )
     file = TensorFile(read_tflite(artifact))
-    arrays = samples(x, input_specs(model, batch_size=None), name="x")
+    arrays = samples(x, input_specs(model, batch_size=None), name="x", model=model)
     file.require_fit(arrays)
     batches = _Batches(arrays, file.batch_size)
     places = _places(model, flow, file, batches)
@@ -90,7 +93,7 @@ def quantization_error(model: keras.Model, artifact: Artifact | str | os.PathLik
     rows = []
     for key, path, kind in _stations(flow):
         place = places[key]
-        row = {"path": path, "class": kind, "tensor": None, "reason": ""}
+        row: dict[str, Any] = {"path": path, "class": kind, "tensor": None, "reason": ""}
         if isinstance(place, str):
             row["reason"] = place
         else:
@@ -105,7 +108,7 @@ def quantization_error(model: keras.Model, artifact: Artifact | str | os.PathLik
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def read_tflite(artifact: Artifact | str | os.PathLike) -> bytes:
+def read_tflite(artifact: Artifact | str | os.PathLike[str]) -> bytes:
     """Returns the bytes of a `.tflite` file.
 
     Raises:
@@ -128,7 +131,7 @@ class _Batches:
         whole = -(-self.count // size) * size
         self._arrays = [np.resize(each, (whole, *each.shape[1:])) for each in arrays]
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[tuple[list[np.ndarray], int]]:
         """Yields each batch and how many of its samples count."""
         for start in range(0, self.count, self.size):
             batch = [each[start : start + self.size] for each in self._arrays]
@@ -269,7 +272,9 @@ def _compare(
         file.run(batch)
         local = {key: tf.constant(array) for key, array in zip(flow.inputs, batch, strict=True)}
 
-        def visit(key: int, expected=expected, local=local, count=count) -> None:
+        def visit(
+            key: int, expected: dict[int, Any] = expected, local: dict[int, Any] = local, count: int = count
+        ) -> None:
             place = places[key]
             if isinstance(place, str):
                 return

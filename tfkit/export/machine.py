@@ -1,6 +1,7 @@
 """Which proofs this machine can run: each is tried, on a model of a few weights."""
 
 import dataclasses
+import functools
 import pathlib
 import tempfile
 from collections.abc import Callable, Iterator
@@ -10,7 +11,7 @@ import numpy as np
 
 from tfkit.errors import TfkitError
 from tfkit.export.apart import EMULATOR_MISSING, emulator, has_avx, run_apart
-from tfkit.export.browser import run_in_browser
+from tfkit.export.browser import Accelerator, run_in_browser
 from tfkit.export.saved_model import export_saved_model
 from tfkit.export.tflite import export_tflite
 from tfkit.export.webtools import find_browser, missing_for_browser
@@ -71,12 +72,13 @@ def check_machine() -> Iterator[Check]:
             remedy = "Install qemu-user again, or a newer one."
             yield _tried("without AVX", lambda: _without_avx(path, expected), remedy)
         lacking = missing_for_browser()
-        for proof, accelerator in (("Chromium, wasm", "wasm"), ("Chromium, WebGPU", "webgpu")):
+        browsing: dict[str, Accelerator] = {"Chromium, wasm": "wasm", "Chromium, WebGPU": "webgpu"}
+        for proof, accelerator in browsing.items():
             if lacking:
                 yield Check(proof, False, "something that it takes is not there", lacking)
                 continue
             remedy = "Try chromium --headless by hand; containers may need more shared memory."
-            yield _tried(proof, lambda kind=accelerator: _in_browser(path, expected, kind), remedy)
+            yield _tried(proof, functools.partial(_in_browser, path, expected, accelerator), remedy)
 
 
 def _tried(proof: str, call: Callable[[], str], remedy: str) -> Check:
@@ -98,13 +100,13 @@ def _without_avx(path: pathlib.Path, expected: np.ndarray) -> str:
     return "this processor has no AVX itself, so files run as they are"
 
 
-def _in_browser(path: pathlib.Path, expected: np.ndarray, accelerator: str) -> str:
+def _in_browser(path: pathlib.Path, expected: np.ndarray, accelerator: Accelerator) -> str:
     answer = run_in_browser(path, [np.ones((1, *_SHAPE), "float32")], accelerator=accelerator)
     _require_equal(answer.outputs[0], expected)
     if accelerator == "webgpu" and not answer.accelerated:
         raise OSError("WebGPU could not be used; LiteRT.js fell back to the processor.")
     found = find_browser()
-    return f"a small model ran in {found.program} and agreed with Keras"
+    return f"a small model ran in {found and found.program} and agreed with Keras"
 
 
 def _require_equal(got: np.ndarray, expected: np.ndarray) -> None:

@@ -86,7 +86,7 @@ class ExportReport:
         return self.directory / PAGE
 
     @classmethod
-    def load(cls, directory: str | os.PathLike) -> "ExportReport":
+    def load(cls, directory: str | os.PathLike[str]) -> "ExportReport":
         """Reads what an earlier export has written.
 
         Raises:

@@ -49,7 +49,7 @@ class LayerNames:
         Returns:
             As ``"Svd at 'block/decompose', Erfinv"``; empty if the message names none.
         """
-        found = {}
+        found: dict[str, None] = {}
         for name, kind in _UNCONVERTED.findall(text):
             path = self.path(name)
             found[f"{kind} at {path!r}" if path else kind] = None

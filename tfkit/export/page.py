@@ -149,7 +149,7 @@ def _serving(site: Site) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def _browsing(command: Sequence[str], stderr: Any) -> Iterator[subprocess.Popen]:
+def _browsing(command: Sequence[str], stderr: Any) -> Iterator[subprocess.Popen[bytes]]:
     try:
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=stderr, stderr=stderr, start_new_session=True
@@ -199,7 +199,7 @@ def visit(site: Site, program: pathlib.Path, flags: Sequence[str], time_limit_s:
 
 
 def _failure(
-    site: Site, process: subprocess.Popen, program: pathlib.Path, limit: float, late: bool, stderr: Any
+    site: Site, process: subprocess.Popen[bytes], program: pathlib.Path, limit: float, late: bool, stderr: Any
 ) -> ExportError:
     said = spoken(site.log)
     with contextlib.suppress(subprocess.TimeoutExpired):

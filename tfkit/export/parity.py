@@ -23,7 +23,7 @@ TOLERANCE = {"float32": 1e-5, "float16": 1e-2, "int8": 0.25, "int8_weights": 0.1
 
 def check_parity(
     model: keras.Model,
-    artifact: Artifact | str | os.PathLike,
+    artifact: Artifact | str | os.PathLike[str],
     x: Any,
     *,
     tolerance: float | None = None,
@@ -37,7 +37,7 @@ def check_parity(
     Args:
         model: The Keras model that the artifact was made from.
         artifact: An `Artifact`, or the path of a `.tflite` file or a SavedModel.
-        x: Inputs: an array, a list of arrays (one an input) or a tf.data.Dataset; at
+        x: Inputs: an array, a list or a dict of arrays (one an input) or a tf.data.Dataset; at
             most 128 samples are used.
         tolerance: Largest relative error that passes. None takes 1e-5 for float32,
             0.01 for float16, 0.1 for int8_weights and 0.25 for int8, by the artifact's precision; a bare path
@@ -60,10 +60,10 @@ def check_parity(
         >>> tfkit.check_parity(model, artifact, np.ones((2, 16, 16, 3))).passed
         True
     """
-    arrays = samples(x, input_specs(graph.require_model(model), batch_size=None), name="x")
-    known = isinstance(artifact, Artifact)
-    path = artifact.path if known else pathlib.Path(artifact)
-    limit = TOLERANCE[artifact.precision if known else "float32"] if tolerance is None else tolerance
+    arrays = samples(x, input_specs(graph.require_model(model), batch_size=None), name="x", model=model)
+    path = artifact.path if isinstance(artifact, Artifact) else pathlib.Path(artifact)
+    precision = artifact.precision if isinstance(artifact, Artifact) else "float32"
+    limit = TOLERANCE[precision] if tolerance is None else tolerance
     if not isinstance(limit, numbers.Real) or not limit >= 0:
         raise ArgumentError(f"`tolerance` must be a number of at least 0. Received: tolerance={tolerance!r}.")
     return compare(model, functools.partial(run_apart, path), arrays, limit)

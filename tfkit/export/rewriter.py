@@ -219,7 +219,7 @@ class Rewriter:
             channels = all(axis in (None, -1, 3) for axis in axes) and _last_channels(call.operation)
             if kind not in _POINTWISE + _MERGING or not channels:
                 return False
-            settings = (getattr(call.operation, "scale", 1), getattr(call.operation, "offset", 0))
+            settings = [getattr(call.operation, "scale", 1), getattr(call.operation, "offset", 0)]
         else:
             settings = [x for x in call.arguments.args if not isinstance(x, keras.KerasTensor)]
             if name not in _OPERATIONS:

@@ -44,7 +44,7 @@ class UnfitError(ValueError):
     """Samples that are not shaped like the artifact's inputs."""
 
 
-def load(path: str | os.PathLike, kind: Kind, threads: int = 1, signature: str = SERVING) -> Runner:
+def load(path: str | os.PathLike[str], kind: Kind, threads: int = 1, signature: str = SERVING) -> Runner:
     """Loads an artifact; a SavedModel has signatures, and TensorFlow its own setting of threads."""
     return LiteRT(path, threads) if kind == "tflite" else SavedModel(path, signature)
 
@@ -105,7 +105,7 @@ def start(kind: Kind) -> None:
 class LiteRT:
     """A `.tflite` file on LiteRT, by its signature: inputs by name, outputs by number."""
 
-    def __init__(self, path: str | os.PathLike, threads: int):
+    def __init__(self, path: str | os.PathLike[str], threads: int):
         from ai_edge_litert.interpreter import Interpreter
 
         self._interpreter = Interpreter(model_path=str(path), num_threads=threads)
@@ -129,7 +129,7 @@ class LiteRT:
 class SavedModel:
     """A SavedModel by one of its signatures."""
 
-    def __init__(self, path: str | os.PathLike, signature: str = SERVING):
+    def __init__(self, path: str | os.PathLike[str], signature: str = SERVING):
         import tensorflow as tf
 
         self._loaded = tf.saved_model.load(str(path))  # its variables live as long as this does
@@ -156,7 +156,7 @@ class SavedModel:
 def main(folder: pathlib.Path) -> int:
     """Does the job in a folder and returns the exit code: 0, or 1 if Python saw it fail."""
     job = json.loads((folder / "job.json").read_text())
-    happened = {"stage": "loading", "fault": None, "text": "", "outputs": 0}
+    happened: dict[str, Any] = {"stage": "loading", "fault": None, "text": "", "outputs": 0}
     happened |= {"seconds": [], "memory_bytes": None}
 
     def note(**news: Any) -> None:
@@ -202,7 +202,7 @@ class Memory:
     def added(self) -> int | None:
         """Returns how far the peak lies above what was resident; None where the peak is an older one."""
         peak = _status("VmHWM")
-        if peak is None or self.resident is None:
+        if peak is None or self.peak is None or self.resident is None:
             return None
         # an older, higher peak hides the new one
         return peak - self.resident if peak > self.peak or self.peak == self.resident else None
@@ -224,5 +224,5 @@ def _seconds(run: Runner, arrays: list[np.ndarray]) -> float:
 
 if __name__ == "__main__":
     for name in WITHOUT:
-        sys.modules[name] = None
+        sys.modules[name] = None  # type: ignore[assignment]  # makes its import fail
     sys.exit(main(pathlib.Path(sys.argv[1])))

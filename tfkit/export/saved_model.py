@@ -25,7 +25,7 @@ HERE = "TensorFlow on this processor"
 
 def export_saved_model(
     model: keras.Model,
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     *,
     representative_data: Any = None,
     preprocessing: Any = None,
@@ -50,7 +50,7 @@ def export_saved_model(
     Args:
         model: A built Keras model.
         path: The directory to make.
-        representative_data: Inputs for the comparison: an array, a list of arrays (one
+        representative_data: Inputs for the comparison: an array, a list or a dict of arrays (one
             an input) or a tf.data.Dataset. None compares on seeded uniform numbers.
         preprocessing: From raw input to the model's input, for a model with one input: a
             function, layer or model of TensorFlow or Keras operations. Its input is uint8 on
@@ -92,7 +92,9 @@ def export_saved_model(
     """
     graph.require_finite(graph.require_model(model))
     specs = input_specs(model, batch_size=None)
-    arrays = random_samples(specs) if representative_data is None else samples(representative_data, specs)
+    arrays = random_samples(specs)
+    if representative_data is not None:
+        arrays = samples(representative_data, specs, model=model)
     whole = None if preprocessing is None else with_preprocessing(model, preprocessing)
     path = output_path(path, "saved_model")
     with staged(path) as temporary:
@@ -118,7 +120,10 @@ def _require_raw(parity: Parity) -> None:
 
 
 def write_saved_model(
-    model: keras.Model, path: os.PathLike, specs: Sequence[tf.TensorSpec], whole: keras.Model | None = None
+    model: keras.Model,
+    path: os.PathLike[str],
+    specs: Sequence[tf.TensorSpec],
+    whole: keras.Model | None = None,
 ) -> None:
     """Writes the model's inference function for the given input specs.
 

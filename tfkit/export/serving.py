@@ -1,5 +1,6 @@
 """The raw side of a served model: pictures in, the model's outputs out."""
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -47,7 +48,7 @@ def with_preprocessing(model: keras.Model, preprocessing: Any) -> keras.Model:
             f"Received: model={model.name!r} with {len(model.inputs)} inputs. "
             "Put the preprocessing inside: keras.Model(raw_inputs, model(preprocessed))."
         )
-    known = isinstance(preprocessing, keras.Model) and getattr(preprocessing, "inputs", None)
+    known: Any = getattr(preprocessing, "inputs", None) if isinstance(preprocessing, keras.Model) else None
     if known and len(known) != 1:
         raise ArgumentError(
             "`preprocessing` must have one input. "
@@ -65,9 +66,11 @@ def with_preprocessing(model: keras.Model, preprocessing: Any) -> keras.Model:
             have is None or want is None or have == want for have, want in zip(ready.shape, takes.shape)
         )
     except Exception as error:  # whatever a function of the user's raises
+        said = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split())[:500]  # Keras writes in bold
         raise ArgumentError(
             "`preprocessing` must work on a batch of raw inputs. "
-            f"Received: preprocessing={preprocessing!r}, which fails on {shape} of {kind}: {str(error)[:500]}"
+            f"Received: preprocessing={preprocessing!r}, which fails on {shape} of {kind}: {said}. "
+            "Build it from TensorFlow or Keras operations; NumPy does not become part of a SavedModel."
         ) from error
     if not fits:
         raise ArgumentError(

@@ -1,6 +1,7 @@
 """An exact rewrite of a model, after which XNNPACK's sparse kernels take it."""
 
 from collections.abc import Sequence
+from typing import cast
 
 import keras
 import numpy as np
@@ -12,7 +13,7 @@ from tfkit.export.rewriter import Rewriter
 from tfkit.export.signature import input_specs, random_samples
 
 
-def make_sparse_ready(model: keras.Model, *, input_shape: Sequence[int] | None = None) -> keras.Model:
+def make_sparse_ready(model: keras.Model, *, input_shape: Sequence[int | None] | None = None) -> keras.Model:
     """Returns a model that computes the same and that XNNPACK's sparse kernels can take.
 
     Those kernels, which run on phones and in browsers, want a network between a 3x3 stem with
@@ -67,7 +68,8 @@ def make_sparse_ready(model: keras.Model, *, input_shape: Sequence[int] | None =
             "Pass input_shape=(height, width, channels)."
         )
     if input_shape is not None:
-        flow = graph.read_flow(_sized(model, [tuple(spec.shape) for spec in specs]))
+        sized = _sized(model, [tuple(spec.shape) for spec in specs])
+        flow = cast(graph.Flow, graph.read_flow(sized))  # as functional as the model
     new = Rewriter(flow).run()
     _require_same(model, new, specs)
     return new
@@ -85,8 +87,7 @@ def _sized(model: keras.Model, shapes: Sequence[tuple[int | None, ...]]) -> kera
     for old, twin in made:
         if isinstance(old, keras.Layer):
             twin.set_weights(old.get_weights())
-            if isinstance(twin, keras.layers.Normalization):
-                twin.finalize_state()
+    graph.finish_normalization(new)
     return new
 
 

@@ -4,7 +4,7 @@ import numbers
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import keras
@@ -18,7 +18,7 @@ from tfkit.export.candidates import Made, Maker, Predict, keras_predict
 from tfkit.export.deployment import TARGETS, require_target
 from tfkit.export.layer_error import quantization_error
 from tfkit.export.manifest import ExportReport, foreign_files, write_manifest
-from tfkit.export.signature import input_specs, random_samples, require_range, samples
+from tfkit.export.signature import input_specs, random_samples, require_range, require_varied, samples
 from tfkit.export.tflite import has_zeros
 from tfkit.export.zeros import zeros_kept
 from tfkit.files import remove_leftovers, staged, writable
@@ -31,7 +31,7 @@ INT8_SAMPLES = 16
 
 def export(
     model: keras.Model,
-    directory: str | os.PathLike,
+    directory: str | os.PathLike[str],
     *,
     targets: Sequence[str] = TARGETS,
     representative_data: Any = None,
@@ -71,8 +71,9 @@ def export(
         directory: The folder to make, with the artifacts, `manifest.json`, `report.html` and, if int8
             ships, `int8_layers.csv`, which tells where its error arises (`quantization_error`).
         targets: Any of ``"desktop"``, ``"gpu"``, ``"mobile"``, ``"web"``.
-        representative_data: Inputs as the device will see them: an array, a list of arrays (one
-            an input) or a tf.data.Dataset; up to 128 samples. For int8's ranges, and for the proofs.
+        representative_data: Inputs as the device will see them: an array, a list or a dict of arrays
+            (one an input) or a tf.data.Dataset in batches; up to 128 samples. For int8's ranges, and
+            for the proofs.
         evaluate: Judges by the task's metric: ``evaluate(predict) -> number``, more is better, where
             ``predict(x)`` takes an array, or a list of them, and returns what the model or the
             artifact puts out: an array, or a list of them, in Keras's order.
@@ -107,14 +108,15 @@ def export(
         >>> report.table.file.tolist()
         ['saved_model', 'model-float16.tflite']
     """
-    chosen = list(dict.fromkeys(map(require_target, [targets] if isinstance(targets, str) else targets)))
+    targets = [targets] if isinstance(targets, str) else targets
+    chosen = list(dict.fromkeys(map(require_target, targets))) if isinstance(targets, Iterable) else []
     if not chosen:
         raise ArgumentError(
             f"`targets` must name at least one of {', '.join(TARGETS)}. Received: {targets!r}."
         )
     if evaluate is not None and not callable(evaluate):
         raise ArgumentTypeError(f"`evaluate` must be a function. Received: evaluate={evaluate!r}.")
-    if not 0 <= largest_drop < 1:
+    if not isinstance(largest_drop, numbers.Real) or not 0 <= largest_drop < 1:
         raise ArgumentError(f"`largest_drop` must lie in [0, 1). Received: largest_drop={largest_drop!r}.")
     if not isinstance(runs, numbers.Integral) or runs < 0:
         raise ArgumentError(f"`runs` must be a whole number from 0. Received: runs={runs!r}.")
@@ -124,8 +126,9 @@ def export(
     _require_fixed(chosen, specs)
     arrays = random_samples(specs)
     if representative_data is not None:
-        arrays = samples(representative_data, specs)
+        arrays = samples(representative_data, specs, model=model)
         require_range(model, arrays)
+        require_varied(arrays)
     directory = _new_folder(directory, overwrite)
     with progress.working("export", verbose=verbose) as show, staged(directory) as folder:
         aside = folder.with_name(f"{folder.name}.made")  # it goes with `folder`, also after a kill
@@ -165,7 +168,7 @@ def _require_fixed(targets: Sequence[str], specs: Sequence[tf.TensorSpec]) -> No
         )
 
 
-def _new_folder(directory: str | os.PathLike, overwrite: bool) -> pathlib.Path:
+def _new_folder(directory: str | os.PathLike[str], overwrite: bool) -> pathlib.Path:
     path = pathlib.Path(os.path.abspath(writable(directory, "directory")))
     remove_leftovers(path)  # before the checks, for it may put back an earlier export
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
@@ -196,7 +199,8 @@ def _finish(
     """Moves what was chosen into the folder and writes manifest and page."""
     maker.step("report")
     chosen = {row["candidate"] for row in rows}
-    considered = []
+    considered: list[dict[str, Any]] = []
+    shipped: dict[str, Made] = {}
     for name, made in maker.made.items():
         if isinstance(made, str):
             considered.append({"name": name, "refused": made})
@@ -213,9 +217,10 @@ def _finish(
             }
         )
         if name in chosen:
+            shipped[name] = made
             shutil.move(path, folder / path.name)
     for row in rows:
-        made = maker.made[row["candidate"]]
+        made = shipped[row["candidate"]]
         path = folder / row["file"]
         row |= {"size_bytes": disk_bytes(path), "gzip_bytes": gzip_bytes(path), "score": made.score}
         row |= {
@@ -262,7 +267,7 @@ def _int8_notes(maker: Maker, folder: pathlib.Path) -> list[str]:
         table = quantization_error(maker.model, path, [each[:INT8_SAMPLES] for each in maker.arrays])
         table.to_csv(folder / LAYERS, index=False)
         worst = table.nlargest(3, "added")
-        listed = ", ".join(f"{row.path} ({100 * row.added:.1f}%)" for row in worst.itertuples())
+        listed = ", ".join(f"{place} ({100 * added:.1f}%)" for place, added in zip(worst.path, worst.added))
         notes.append(
             f"int8: most error arises in {listed}, of the layer's output; all layers are in {LAYERS}."
         )

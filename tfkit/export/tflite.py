@@ -19,11 +19,20 @@ from tfkit.export.operations import read_program, read_programs
 from tfkit.export.padding import explicit_padding
 from tfkit.export.parity import PROOF_SAMPLES, TOLERANCE, compare, require_parity
 from tfkit.export.quantization import quantize_weights
-from tfkit.export.signature import input_specs, random_samples, samples, serving_function
+from tfkit.export.signature import (
+    input_specs,
+    random_samples,
+    require_range,
+    require_varied,
+    samples,
+    serving_function,
+)
+from tfkit.export.upsampling import as_resizing
 from tfkit.export.xnnpack import Verdict, analyse
 from tfkit.files import staged
 from tfkit.litert import convert, trace
 
+Precision = Literal["float32", "float16", "int8", "int8_weights"]
 PRECISIONS = ("float32", "float16", "int8", "int8_weights")
 EMULATED_SAMPLES = 4  # qemu takes about thirty times as long
 HERE, WITHOUT_AVX = "LiteRT on this processor", "LiteRT without AVX"
@@ -31,9 +40,9 @@ HERE, WITHOUT_AVX = "LiteRT on this processor", "LiteRT without AVX"
 
 def export_tflite(
     model: keras.Model,
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     *,
-    precision: Literal["float32", "float16", "int8", "int8_weights"] = "float32",
+    precision: Precision = "float32",
     representative_data: Any = None,
     sparse: Literal["auto"] | bool = "auto",
     batch_size: int | None = 1,
@@ -52,7 +61,7 @@ def export_tflite(
         precision: ``"float32"``; ``"float16"`` stores half-size weights; ``"int8"``
             computes in 8-bit integers throughout, activations included; ``"int8_weights"``
             stores weights of 1024 elements and more in 8 bits and computes in float32.
-        representative_data: Inputs as the device will see them: an array, a list of
+        representative_data: Inputs as the device will see them: an array, a list or a dict of
             arrays (one an input) or a tf.data.Dataset. int8 needs it to find the
             activations' ranges, from up to 128 samples; in every precision the comparison
             runs on the first 16, or on seeded uniform numbers without it.
@@ -120,7 +129,12 @@ def export_tflite(
             f"Received: model={model.name!r} with inputs {[tuple(spec.shape) for spec in specs]}. "
             "Pass input_shape=(height, width, channels), with None where a size shall stay open."
         )
-    arrays = random_samples(specs) if representative_data is None else samples(representative_data, specs)
+    arrays = random_samples(specs)
+    if representative_data is not None:
+        arrays = samples(representative_data, specs, model=model)
+    if precision == "int8":
+        require_range(model, arrays)
+        require_varied(arrays)
     path = output_path(path, "tflite")
     with staged(path) as temporary:
         content, encoded = _write(model, specs, precision, arrays, sparse, accept_unproven)
@@ -269,18 +283,34 @@ def convert_model(
             converter.representative_dataset = representative
             converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
 
-    serve = trace(serving_function(model), specs)
+    with as_resizing(model):
+        serve = trace(serving_function(model), specs)
     names = [each.name.split(":")[0] for each in serve.inputs[: len(specs)]]
     try:
         content = convert({"serve": serve}, configure)
     except Exception as error:  # the converter's own classes are not public
-        lacking = LayerNames(model).unconverted(str(error))
         raise ExportError(
             f"TensorFlow must be able to convert the model to TFLite. Received: model={model.name!r}, "
-            f"precision={precision!r}{f'; TFLite lacks {lacking}' if lacking else ''}. "
-            + ("Build these layers from other operations. " if lacking else "")
-            + "A model in mixed precision must be rebuilt in float32 first. "
-            f"The converter says: {str(error)[:1000]}"
+            f"precision={precision!r}; {_conversion_fault(model, specs, str(error))}"
         ) from error
     content = quantize_weights(content) if precision == "int8_weights" else content
     return explicit_padding(content) if sparse else content
+
+
+def _conversion_fault(model: keras.Model, specs: Sequence[tf.TensorSpec], text: str) -> str:
+    """Says what stopped the converter and what to do; its own text only where that tells nothing."""
+    lacking = LayerNames(model).unconverted(text)
+    halves = [
+        each.path
+        for each in graph.descend(graph.walk(model))
+        if each.layer.compute_dtype in ("float16", "bfloat16")
+    ]
+    opened = [tuple(spec.shape) for spec in specs if None in tuple(spec.shape)]
+    cause = (
+        f"TFLite lacks {lacking}. " if lacking else f"the converter says: {' '.join(text.split())[:600]}. "
+    )
+    if halves:
+        return f"{cause}{halves[0]!r} computes in 16 bits: rebuild the model in float32 and copy its weights."
+    if opened:
+        return f"{cause}Sizes are open, {opened}, which may be why: fix them by batch_size and input_shape."
+    return cause + ("Build these layers from other operations." if lacking else "")

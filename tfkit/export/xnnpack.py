@@ -13,6 +13,7 @@ Source: XNNPACK, subgraph.c, xnn_check_nchw_compatibility and xnn_subgraph_rewri
 import dataclasses
 import enum
 import math
+from typing import Any
 
 from tfkit.export.operations import Operation, Program, Tensor
 
@@ -30,6 +31,10 @@ class Verdict(enum.StrEnum):
     SPARSE = "sparse"  # the sparse kernels run
     DENSE = "dense"  # they do not; it computes as if it were not encoded
     WRONG = "wrong"  # they run, and what comes out is wrong
+
+
+class Rewritable(str):
+    """A reason that `make_sparse_ready` takes away."""
 
 
 @dataclasses.dataclass
@@ -180,7 +185,7 @@ def _classify(place: Place, padding: dict[int, Operation]) -> None:
         place.inside = not place.reason
     elif kind in ("MEAN", "SUM"):
         place.inside = place.exit = len(operation.inputs[0].shape) == 4
-        place.reason = "" if place.inside else f"{kind} of other than pictures"
+        place.reason = "" if place.inside else Rewritable(f"{kind} of other than pictures")
     elif kind == "DEPTH_TO_SPACE":
         place.exit = True
     elif kind in ("ADD", "MUL"):
@@ -191,7 +196,7 @@ def _classify(place: Place, padding: dict[int, Operation]) -> None:
         place.reason = "" if place.inside else "RESIZE_BILINEAR of a single row or column"
     elif kind in _UNARY:
         place.inside = len(operation.inputs[0].shape) == 4
-        place.reason = "" if place.inside else f"{kind} of other than pictures"
+        place.reason = "" if place.inside else Rewritable(f"{kind} of other than pictures")
     else:
         place.reason = f"{kind} has no form that computes channel by channel"
 
@@ -212,7 +217,9 @@ def _classify_convolution(place: Place, padding: dict[int, Operation]) -> None:
         place.reason = "" if place.inside else "a 1x1 convolution with strides or padding"
     elif size == (3, 3) and stride == (2, 2) and kernel[3] == 3:
         place.entry = pads == (1, 1, 1, 1)
-        place.reason = "" if place.entry else f"a stem padded by {_words(pads)}, not by 1 on each side"
+        place.reason = (
+            "" if place.entry else Rewritable(f"a stem padded by {_words(pads)}, not by 1 on each side")
+        )
     else:
         place.reason = (
             f"a {size[0]}x{size[1]} convolution with strides {stride[0]}, {stride[1]} "
@@ -233,19 +240,21 @@ def _depthwise_reason(operation: Operation, padding: dict[int, Operation]) -> st
     if size not in ((3, 3), (5, 5)):
         return f"a {size[0]}x{size[1]} depthwise convolution; only 3x3 and 5x5 will do"
     if pads is None:
-        return "a depthwise convolution with strides and padding='same'"
+        return Rewritable("a depthwise convolution with strides and padding='same'")
     if set(pads) != {size[0] // 2}:
-        return f"a depthwise convolution padded by {_words(pads)}, not by {size[0] // 2} on each side"
+        return Rewritable(
+            f"a depthwise convolution padded by {_words(pads)}, not by {size[0] // 2} on each side"
+        )
     return ""
 
 
 def _binary_reason(operation: Operation) -> str:
     first, second = operation.inputs
     if len(first.shape) != 4 or len(second.shape) != 4:
-        return f"{operation.kind} of other than pictures"
+        return Rewritable(f"{operation.kind} of other than pictures")
     # XNNPACK looks at the first operand's sizes for either constant
     if (first.constant or second.constant) and sum(size != 1 for size in first.shape) > 1:
-        return f"{operation.kind} with a constant"
+        return Rewritable(f"{operation.kind} with a constant")
     return ""
 
 
@@ -253,12 +262,15 @@ def _pads(operation: Operation, padding: dict[int, Operation]) -> tuple[int, int
     """Returns the padding above, below, left and right; None where it hangs on the size."""
     given = padding.get(operation.inputs[0].number)
     if given is not None:
-        return tuple(int(each) for each in given.inputs[1].values[1:3].ravel())
+        values: Any = given.inputs[1].values  # never None: what pads is read from the file
+        above, below, left, right = (int(each) for each in values[1:3].ravel())
+        return above, below, left, right
     if operation.options.padding == 1:
         return (0, 0, 0, 0)
     if (operation.options.strideH, operation.options.strideW) != (1, 1):
         return None
-    return tuple(each for size in operation.inputs[1].shape[1:3] for each in ((size - 1) // 2, size // 2))
+    height, width = operation.inputs[1].shape[1:3]
+    return (height - 1) // 2, height // 2, (width - 1) // 2, width // 2
 
 
 def _words(pads: tuple[int, ...] | None) -> str:
@@ -356,7 +368,7 @@ def _judge(
         kind = place.operation.kind
         if kind in ("MEAN", "SUM"):
             if picture and output.number not in channelwise:
-                return Verdict.WRONG, f"{kind} keeps its dimensions where the cluster ends"
+                return Verdict.WRONG, Rewritable(f"{kind} keeps its dimensions where the cluster ends")
             return Verdict.SPARSE, ""
         if picture and not place.exit and output.number not in channelwise:
             return (

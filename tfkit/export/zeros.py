@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
@@ -19,7 +19,7 @@ COLUMNS = ["path", "variable", "sparsity_keras", "sparsity_artifact", "zeros_los
 FITS = 0.1  # of the kernel's norm: int8 is off by 0.01, another kernel by about 1
 
 
-def zeros_kept(model: keras.Model, artifact: Artifact | str | os.PathLike) -> "pd.DataFrame":
+def zeros_kept(model: keras.Model, artifact: Artifact | str | os.PathLike[str]) -> "pd.DataFrame":
     """Compares the zeros of every kernel with those of the same kernel in a `.tflite` file.
 
     A weight counts as zero in the file if its real value is exactly 0; in int8 that is the
@@ -65,13 +65,13 @@ def zeros_kept(model: keras.Model, artifact: Artifact | str | os.PathLike) -> "p
     for path, variable in kernels:
         kernel = np.asarray(variable, "float64")
         row = {"path": path, "variable": variable.name, "sparsity_keras": float(np.mean(kernel == 0))}
-        fits = [
+        fits: list[tuple[float, int, Any, Any]] = [
             (_residual(stored, wanted), number, wanted, stored)
             for number, (wanted, stored) in enumerate(_pairs(kernel, constants))
         ]
-        best = min(fits, default=(np.inf, 0, None, None), key=lambda fit: fit[:2])
-        if best[0] <= FITS:
-            wanted, stored = best[2:]
+        nothing: tuple[float, int, Any, Any] = (np.inf, 0, None, None)
+        distance, _, wanted, stored = min(fits, default=nothing, key=lambda fit: fit[:2])
+        if distance <= FITS:
             lost = float(np.mean(stored[wanted == 0] != 0)) if (wanted == 0).any() else 0.0
             row |= {"sparsity_artifact": float(np.mean(stored == 0)), "zeros_lost": lost, "reason": ""}
         else:

@@ -76,7 +76,7 @@ class Source:
             raise NotSplittable("the arrays are empty or of different lengths")
         self.batch_size = self._step = batch_size or (-(-length // steps) if steps else 32)
         self._inputs = arrays[0]
-        self._batches = lambda: (
+        self._batches: Callable[[], Iterator[Any]] = lambda: (
             cut(arrays, slice(start, start + self._step)) for start in range(0, length, self._step)
         )
 
@@ -84,7 +84,7 @@ class Source:
         if isinstance(x, tf.data.Dataset):
             if x.cardinality() == tf.data.INFINITE_CARDINALITY:
                 raise NotSplittable("the data set has no end")
-            self._batches: Callable[[], Iterator[Any]] = lambda: iter(x)
+            self._batches = lambda: iter(x)
             self.shuffle = False  # as Keras: its own order counts
         else:
             if x.num_batches is None:
@@ -159,7 +159,7 @@ class Storage:
     """
 
     def __init__(
-        self, budget: float, directory: str | os.PathLike | None, lifetime: contextlib.ExitStack
+        self, budget: float, directory: str | os.PathLike[str] | None, lifetime: contextlib.ExitStack
     ) -> None:
         self.budget = budget
         self._directory, self._lifetime = directory, lifetime
@@ -263,7 +263,7 @@ class _Store:
         self._chunks.append(leaves)
         if self.folder is None and self._bytes > self._storage.budget:
             self.folder = self._storage.folder()
-            self._files = [open(self._path(place), "wb") for place in range(len(leaves))]  # noqa: SIM115
+            self._files = [open(self.folder / f"{place}.bin", "wb") for place in range(len(leaves))]  # noqa: SIM115
         if self.folder is not None:
             for chunk in self._chunks:
                 for file, leaf in zip(self._files, chunk, strict=True):
@@ -279,12 +279,9 @@ class _Store:
         for file in self._files:
             file.close()
         return [
-            np.memmap(self._path(place), dtype, "r", shape=(self._rows, *shape))
+            np.memmap(self.folder / f"{place}.bin", dtype, "r", shape=(self._rows, *shape))
             for place, (dtype, shape) in enumerate(self._kinds)
         ]
-
-    def _path(self, place: int) -> pathlib.Path:
-        return self.folder / f"{place}.bin"
 
 
 class _Stored(keras.utils.PyDataset):
@@ -316,5 +313,5 @@ class _Stored(keras.utils.PyDataset):
         return keras.tree.lists_to_tuples(_without_trailing_none(self._features.pack(leaves)))
 
 
-def _without_trailing_none(batch: Batch) -> tuple:
+def _without_trailing_none(batch: Batch) -> tuple[Any, ...]:
     return batch[: max(place for place, each in enumerate(batch) if each is not None) + 1]

@@ -31,7 +31,7 @@ class FrozenOnce:
     def __init__(self, model: keras.Model, x: Any, y: Any, arguments: dict[str, Any]):
         self._model = model
         self._train, self._validation = _sources(x, y, arguments)
-        self._halves = Halves(model, _cut(model, [self._train, self._validation], arguments["callbacks"]))
+        self._halves = Halves(model, _cut(model, self._train, self._validation, arguments["callbacks"]))
         self.uncached = self._halves.split.uncached
 
     def compute(self, storage: Storage, progress: Callable[[], None] = lambda: None) -> None:
@@ -88,22 +88,25 @@ def _sources(x: Any, y: Any, plain: dict[str, Any]) -> tuple[Source, Source | No
         return train, None
     if isinstance(given, tuple | list):
         held_size = plain["validation_batch_size"] or size
-        parts = keras.utils.unpack_x_y_sample_weight(tuple(given))
-        return train, Source(*parts, held_size, False, plain["validation_steps"])
+        x, y, weight = keras.utils.unpack_x_y_sample_weight(tuple(given))
+        return train, Source(x, y, weight, held_size, False, plain["validation_steps"])
     held = Source(given, None, None, None, False)
     held.shuffle = held.reorders = False  # its order changes no metric
     return train, held
 
 
 def _cut(
-    model: keras.Model, sources: list[Source | None], callbacks: list[keras.callbacks.Callback]
+    model: keras.Model,
+    train: Source,
+    validation: Source | None,
+    callbacks: list[keras.callbacks.Callback],
 ) -> Split:
     for each in callbacks:
         if getattr(each, "moves_boundary", False):
             raise NotSplittable(f"{type(each).__name__} moves the boundary while the model trains")
     fixed = model.inputs[0].shape[0] if getattr(model, "inputs", None) else None
-    parts = split(model, cut(next(iter(sources[0]))[0], slice(fixed or 2)))
+    parts = split(model, cut(next(iter(train))[0], slice(fixed or 2)))
     if fixed is None and not any(is_foreign(call.operation) for call in parts.front):
-        for source in filter(None, sources):
+        for source in filter(None, (train, validation)):
             source.enlarge()  # the layers are known to take each sample by itself
     return parts

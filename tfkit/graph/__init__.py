@@ -24,7 +24,7 @@ from tfkit.graph.nodes import (
     walk,
     write_mask,
 )
-from tfkit.graph.rebuild import copy_operation, rebuild, rename
+from tfkit.graph.rebuild import copy_operation, finish_normalization, rebuild, rename
 
 __all__ = [
     "Call",
@@ -33,6 +33,7 @@ __all__ = [
     "copy_operation",
     "descend",
     "draws_random_numbers",
+    "finish_normalization",
     "functional_graph",
     "input_structure",
     "learnable",

@@ -110,9 +110,9 @@ def read_flow(model: keras.Model, enter: Callable[[keras.Model], bool] = lambda 
                 operation, arguments = node.operation, node.arguments
                 path = f"{prefix}{operation.name}"
                 inner = functional_graph(operation)
-                given = inputs_of(inner, arguments) if inner is not None and enter(operation) else None
-                if given is not None:
-                    inside = {id(x): known[id(y)] for x, y in zip(inner.inputs, given, strict=True)}
+                fed = inputs_of(inner, arguments) if inner is not None and enter(operation) else None
+                if inner is not None and fed is not None:
+                    inside = {id(x): known[id(y)] for x, y in zip(inner.inputs, fed, strict=True)}
                     read(inner, inside, f"{path}/")
                     known.update(
                         {id(x): inside[id(y)] for x, y in zip(node.outputs, inner.outputs, strict=True)}

@@ -175,12 +175,13 @@ def require_compiled(model: object) -> keras.Model:
         UnbuiltModelError: If its weights do not exist yet.
         ArgumentError: If it has no optimizer.
     """
-    if not require_model(model).compiled or model.optimizer is None:
+    built = require_model(model)
+    if not built.compiled or built.optimizer is None:
         raise ArgumentError(
             "`model` must be compiled with an optimizer. "
-            f"Received: model={model.name!r}, which is not. Call model.compile(optimizer, loss) first."
+            f"Received: model={built.name!r}, which is not. Call model.compile(optimizer, loss) first."
         )
-    return model
+    return built
 
 
 def require_finite(model: keras.Model) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 
 from tfkit.graph.flow import functional_graph, inputs_of
+from tfkit.graph.nodes import sublayers
 
 Shape = tuple[int | None, ...]
 
@@ -47,8 +48,8 @@ def rebuild(
                 made[id(operation)] = remake_model(operation, shapes)
         return made[id(operation)]
 
-    def remake_model(old: keras.Model, shapes: list[Shape]) -> keras.Model:
-        graph = functional_graph(old)
+    def remake_model(old: keras.Model, shapes: Sequence[Shape]) -> keras.Model:
+        graph: Any = functional_graph(old)  # not None: what computes in Python is never rebuilt
         inputs = [
             keras.Input(
                 batch_shape=shape, dtype=x.dtype, name=x._keras_history.operation.name, sparse=x.sparse
@@ -76,9 +77,8 @@ def rebuild(
         new._trainable = old._trainable  # the setter would set all layers inside
         return new
 
-    return remake_model(
-        model, [x.shape for x in functional_graph(model).inputs] if shapes is None else shapes
-    )
+    whole: Any = functional_graph(model)
+    return remake_model(model, [x.shape for x in whole.inputs] if shapes is None else shapes)
 
 
 def _resized(inside: Shape, before: Shape, after: Shape) -> Shape:
@@ -121,6 +121,13 @@ def copy_operation(operation: keras.Operation, changes: Mapping[str, Any]) -> ke
     twin._inbound_nodes, twin._outbound_nodes = [], []
     twin.name = changes.get("name", operation.name)
     return twin
+
+
+def finish_normalization(model: keras.Model) -> None:
+    """Lets Normalization layers whose weights were set, in place, compute with them: they keep a copy."""
+    for layer in sublayers(model):
+        if isinstance(layer, keras.layers.Normalization):
+            layer.finalize_state()
 
 
 def rename(tensor: keras.KerasTensor, name: str) -> keras.KerasTensor:

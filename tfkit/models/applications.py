@@ -61,7 +61,9 @@ class Application:
         further layer, but only under ``weights="imagenet"``. Other weights stay as they are.
         """
         deviations = getattr(sys.modules[self.constructor.__module__], "IMAGENET_STDDEV_RGB", None)
-        for layer in model.layers if deviations is not None else ():
+        if deviations is None:
+            return
+        for layer in model.layers:
             if isinstance(layer, keras.layers.Normalization) and layer.weights:
                 mean, variance, *rest = layer.get_weights()
                 if np.allclose(variance, deviations, rtol=1e-5):
@@ -235,8 +237,8 @@ def channel_scaling(application: Application) -> ChannelScaling:
         straight = matrix[:, ::-1] if reverse else matrix
         scale = np.diag(straight)
         if affine and np.allclose(straight, np.diag(scale), rtol=0, atol=1e-9):
-            numbers = (tuple(map(float, each.astype("float32"))) for each in (scale, black))
-            return ChannelScaling(*numbers, reverse)
+            by, plus = (tuple(map(float, each.astype("float32"))) for each in (scale, black))
+            return ChannelScaling(by, plus, reverse)
     raise ArgumentError(
         "An application's preprocessing must scale and shift each channel, in RGB or BGR order. "
         f"Received: source={application.name!r}, whose preprocess_input does something else. "

@@ -112,4 +112,4 @@ def _check_encoder_decoder(
 
 def is_count(value: object) -> bool:
     """Returns whether `value` is a whole number of at least 1."""
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and value >= 1
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= 1

@@ -18,7 +18,7 @@ def attach_head(
     base_model: keras.Model,
     units: int,
     *,
-    activation: str | Callable | None = None,
+    activation: str | Callable[..., Any] | None = None,
     dropout: float = 0.0,
     hidden: Sequence[int] = (),
     pooling: Literal["avg", "max", "flatten"] | None = "avg",
@@ -86,7 +86,7 @@ def attach_head(
 
 
 def _check_arguments(
-    units: Any, activation: Any, dropout: Any, hidden: Any, pooling: Any, name: Any
+    units: Any, activation: Any, dropout: float, hidden: Any, pooling: Any, name: Any
 ) -> tuple[int, ...]:
     if not is_count(units):
         raise ArgumentError(f"`units` must be a whole number of at least 1. Received: units={units!r}.")

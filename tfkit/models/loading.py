@@ -22,9 +22,9 @@ from tfkit.models import applications
 
 
 def load_base_model(
-    source: str | os.PathLike,
+    source: str | os.PathLike[str],
     *,
-    weights: str | os.PathLike | None = None,
+    weights: str | os.PathLike[str] | None = None,
     input_shape: Sequence[int | None] | None = None,
     safe_mode: bool = True,
     **options: Any,
@@ -83,9 +83,10 @@ def load_base_model(
             )
     if not isinstance(source, str) or "." in source or "/" in source or os.sep in source:
         path = _check_model_file(source, weights, input_shape, options)
-        stored = None if weights is None else _check_weights_file(weights)
-        model = _load_model_file(path, safe_mode)
-        return model if weights is None else _load_weights(model, pathlib.Path(weights), stored)
+        if weights is None:
+            return _load_model_file(path, safe_mode)
+        stored = _check_weights_file(weights)
+        return _load_weights(_load_model_file(path, safe_mode), pathlib.Path(weights), stored)
     application = applications.find_application(source)
     if weights is None or weights == "imagenet":
         return application.build(input_shape, options, imagenet=weights is not None)
@@ -157,7 +158,7 @@ def _lambda_layers(config: object) -> Iterator[str]:
             yield from _lambda_layers(value)
 
 
-def _check_weights_file(weights: str | os.PathLike) -> int:
+def _check_weights_file(weights: str | os.PathLike[str]) -> int:
     """Returns how many numbers a readable file stores as weights, 0 if Keras will count them."""
     path = pathlib.Path(weights)
     if not path.is_file() or path.suffix not in (".h5", ".keras"):

@@ -100,9 +100,9 @@ def transfer_weights(
                 else "no layer of that name in the source"
             )
             skipped.append(TransferEntry(entry.path, reason))
-        elif reason := _difference(giver.weights, entry.weights):
-            skipped.append(TransferEntry(entry.path, reason))
-            differing.append(f"{entry.path}: {reason}")
+        elif difference := _difference(giver.weights, entry.weights):
+            skipped.append(TransferEntry(entry.path, difference))
+            differing.append(f"{entry.path}: {difference}")
         else:
             pairs.append((giver, entry))
             how = "same path" if giver.path == entry.path else f"same name as {giver.path}"

@@ -60,7 +60,7 @@ class _RateCallback(ResumableCallback):
     def _look(self) -> int:
         """Returns the optimizer's count; weights that were loaded amid a run may have lowered it."""
         count = count_updates(self.model.optimizer)
-        if self._count is not None and count < self._count:
+        if self._origin is not None and self._count is not None and count < self._count:
             self._origin -= self._count - count  # the run goes on from where it stood
         self._count = count
         return count
@@ -240,6 +240,8 @@ class ReduceLROnPlateau(_RateCallback, keras.callbacks.ReduceLROnPlateau):
     Source: keras.callbacks.ReduceLROnPlateau; the combination, tensorflow#36612.
     """
 
+    mode: str
+
     def __init__(
         self,
         monitor: str = "val_loss",
@@ -400,4 +402,4 @@ class ReduceLROnPlateau(_RateCallback, keras.callbacks.ReduceLROnPlateau):
 
 # For each optimizer whose rate a warmup is raising: the peak, and the rate set last. A fit
 # that ends inside the warmup thus does not take the rate it left for the peak of the next.
-_RISING: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+_RISING: weakref.WeakKeyDictionary[keras.Optimizer, tuple[float, float]] = weakref.WeakKeyDictionary()

@@ -151,7 +151,7 @@ class LearningRateSearch:
     table: "pd.DataFrame" = dataclasses.field(repr=False)
     suggestions: dict[str, float]
 
-    def plot(self, path: str | os.PathLike) -> None:
+    def plot(self, path: str | os.PathLike[str]) -> None:
         """Draws the loss over the learning rate, with the suggestions marked.
 
         Args:
@@ -214,7 +214,7 @@ class _Sweep(keras.callbacks.Callback):
         set_rate(self.model.optimizer, float(self.rates[len(self.losses)]))
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        if "loss" not in (logs or {}):
+        if logs is None or "loss" not in logs:
             raise ArgumentError(
                 "The model's train step must report its `loss`. "
                 f"Received: model={self.model.name!r}, which reports {', '.join(logs or {}) or 'nothing'}."

@@ -14,7 +14,7 @@ from tensorflow_model_optimization.sparsity.keras import ConstantSparsity, Polyn
 
 from tfkit.errors import ArgumentError, ArgumentTypeError, OutputPathError, PruningError
 from tfkit.prune.kernels import Weight, weights_of
-from tfkit.prune.mask import POOLING_TYPES, SCOPES, Structure
+from tfkit.prune.mask import POOLING_TYPES, SCOPES, PoolingType, Scope, Structure
 from tfkit.prune.pruning import Schedule, begin_step, end_step
 from tfkit.select import Pattern, select_layers
 
@@ -23,7 +23,7 @@ FINAL_SPARSITY = {ConstantSparsity: "target_sparsity", PolynomialDecay: "final_s
 
 
 def read_structure(
-    scope: object, block_size: object, block_pooling_type: object, sparsity_m_by_n: object
+    scope: Scope, block_size: object, block_pooling_type: PoolingType, sparsity_m_by_n: object
 ) -> Structure:
     """Returns the arguments of that name as a Structure.
 
@@ -61,9 +61,9 @@ def read_structure(
     return Structure(scope, block, block_pooling_type, m_by_n)
 
 
-def _pair(name: str, value: object) -> tuple[int, int]:
+def _pair(name: str, value: Any) -> tuple[int, int]:
     try:
-        pair = tuple(value)
+        pair: tuple[Any, ...] = tuple(value)
     except TypeError:
         pair = ()
     if len(pair) != 2 or not all(isinstance(n, numbers.Integral) and not isinstance(n, bool) for n in pair):
@@ -151,7 +151,7 @@ def choose_weights(
 
 def by_rule(chosen: Sequence[tuple[Weight, Any]]) -> list[tuple[Any, list[Weight]]]:
     """Returns each rule once, with its weights."""
-    groups: dict[float, tuple[Any, list[Weight]]] = {}
+    groups: dict[Any, tuple[Any, list[Weight]]] = {}
     for weight, rule in chosen:
         key = rule if isinstance(rule, numbers.Real) else id(rule)
         groups.setdefault(key, (rule, []))[1].append(weight)
@@ -173,10 +173,10 @@ def sparsity_reader(structure: Structure) -> Callable[[str, Any], float]:
     return read
 
 
-def schedule_reader(default: Schedule, structure: Structure) -> Callable[[str, Any], Schedule]:
+def schedule_reader(default: Any, structure: Structure) -> Callable[[str, Any], Schedule]:
     """Returns what reads a schedule of one layer; a number is where `default` shall end there."""
     read_sparsity = sparsity_reader(structure)
-    ends: dict[float, Schedule] = {}  # layers of one number share a schedule
+    ends: dict[numbers.Real, Schedule] = {}  # layers of one number share a schedule
 
     def read(name: str, value: Any) -> Schedule:
         if not isinstance(value, numbers.Real) or isinstance(value, bool):
@@ -247,7 +247,7 @@ def _ask(name: str, schedule: Schedule, step: Any) -> Any:
         ) from error
 
 
-def require_sparsity(name: str, sparsity: Any) -> Any:
+def require_sparsity(name: str, sparsity: float | None) -> Any:
     """Returns a sparsity if it is a number in [0, 1).
 
     Raises:
@@ -275,7 +275,7 @@ def require_count(name: str, value: Any) -> int:
     return int(value)
 
 
-def require_png(name: str, path: str | os.PathLike) -> None:
+def require_png(name: str, path: str | os.PathLike[str]) -> None:
     """Checks that a picture can be written at a path.
 
     Raises:

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import numpy as np
 
-from tfkit.prune.groups import Product
+from tfkit.prune.groups import Count
 
 TOLERANCE = 0.02  # how far under the target a plan may end where smaller steps are left
 
@@ -26,10 +26,21 @@ class Cost(Protocol):
         """Gives a group so many units."""
 
 
+class Summand(Protocol):
+    """A number that follows from the channels of some axes."""
+
+    @property
+    def counts(self) -> tuple[Count, ...]:
+        """The channels of each axis."""
+
+    def __call__(self, units: Sequence[int] | np.ndarray) -> float:
+        """Returns the number, given the units of each group."""
+
+
 class SumCost:
     """A sum of products of channels; a change looks only at the products that it touches."""
 
-    def __init__(self, products: Sequence[Product], units: Sequence[int]):
+    def __init__(self, products: Sequence[Summand], units: Sequence[int] | np.ndarray):
         self._products, self._units = products, np.array(units)
         self._touched: dict[int, list[int]] = defaultdict(list)
         for number, product in enumerate(products):

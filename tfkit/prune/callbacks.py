@@ -82,7 +82,7 @@ class PruningSummaries(keras.callbacks.TensorBoard):
     Source: TFMOT's callback of that name.
     """
 
-    def __init__(self, log_dir: str | os.PathLike, update_freq: str | int = "epoch", **options: Any):
+    def __init__(self, log_dir: str | os.PathLike[str], update_freq: str | int = "epoch", **options: Any):
         if not isinstance(log_dir, str | os.PathLike) or not str(log_dir):
             raise ArgumentTypeError(f"`log_dir` must be the path of a folder. Received: log_dir={log_dir!r}.")
         self._options = {"log_dir": os.fspath(log_dir), "update_freq": update_freq, **options}

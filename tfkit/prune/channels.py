@@ -151,7 +151,7 @@ def plan_channel_pruning(
     ]
     ladders = _ladders(wiring, scores, obstacles, steps, criterion)
 
-    def costs(units: Sequence[int]) -> dict[str, float]:
+    def costs(units: Sequence[int] | np.ndarray) -> dict[str, float]:
         counts = {"flops": 2 * _total(sized.works, units), "parameters": _total(wiring.parameters, units)}
         return {name: int(count) for name, count in counts.items() if not math.isnan(count)}
 
@@ -169,8 +169,8 @@ def plan_channel_pruning(
         )
 
     def allocate(cost: Cost, wanted: float) -> list[int]:
-        options = {"sensitivity": sensitivity, "per_saving": target.is_latency}
-        return spend(ladders, price_of(scope, wiring, ladders, scores, cost, **options), cost, wanted)
+        price = price_of(scope, wiring, ladders, scores, cost, sensitivity, per_saving=target.is_latency)
+        return spend(ladders, price, cost, wanted)
 
     if target.is_latency:
         return plan_latency(wiring, sized, ladders, target, allocate, plan)
@@ -222,7 +222,7 @@ def require_sizes(wiring: Wiring) -> None:
         )
 
 
-def with_input_shape(model: keras.Model, input_shape: Sequence[int]) -> keras.Model:
+def with_input_shape(model: keras.Model, input_shape: Sequence[int | None]) -> keras.Model:
     """Returns a model whose one input has a fixed shape: the same, or one with initial weights.
 
     Raises:
@@ -244,7 +244,7 @@ def with_input_shape(model: keras.Model, input_shape: Sequence[int]) -> keras.Mo
     return graph.rebuild(model, lambda each: graph.copy_operation(each, {}), [(None, *input_shape)])
 
 
-def _total(products: Sequence[Product], units: Sequence[int]) -> float:
+def _total(products: Sequence[Product], units: Sequence[int] | np.ndarray) -> float:
     return sum(product(units) for product in products)
 
 
@@ -332,9 +332,10 @@ def _planned(
     for number, (group, ladder, level) in enumerate(zip(wiring.groups, ladders, at, strict=True)):
         kept = ladder.kept(level)
         share = None
-        if scores[number] is not None:
-            total = float(scores[number].sum())
-            share = float(scores[number][kept].sum()) / total if total > 0 else 1.0
+        score = scores[number]
+        if score is not None:
+            total = float(score.sum())
+            share = float(score[kept].sum()) / total if total > 0 else 1.0
         planned.append(
             PlannedGroup(
                 group.name,

@@ -14,7 +14,7 @@ import keras
 import numpy as np
 
 Labels = np.ndarray
-Dimensions = Sequence[int | None]
+Dimensions = Sequence[Any]  # an int, or None where it is open
 
 # What an axis of a weight is to the channels along it: the weights that make a channel, those
 # that accompany it (a normalisation's scale), or those that read it.

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import keras
 import tensorflow as tf
@@ -28,7 +28,7 @@ from tfkit.training import compile_settings
 if TYPE_CHECKING:
     import pandas as pd
 
-Callbacks = Callback | Sequence[Callback] | None
+Callbacks: TypeAlias = Callback | Sequence[Callback] | None
 CALIBRATION_BATCHES = 64  # enough for statistics, however large the data
 
 
@@ -153,7 +153,7 @@ def prune_channels_gradually(
     options.setdefault("batch_size", batch_size)
     if options.get("criterion") in ("activation", "taylor"):
         options.setdefault("data", _some(arrays, batch_size))
-    whole = plan_channel_pruning(model, **{target.name: target.amount}, **options)  # refuses early
+    whole = plan_channel_pruning(model, **{**options, target.name: target.amount})  # refuses early
     options["min_channels"] = _fewest(whole, options)
     has_norm = any(isinstance(each, keras.layers.BatchNormalization) for each in graph.sublayers(model))
     calibration = _some(arrays, batch_size) if recalibrate and has_norm else None
@@ -168,12 +168,13 @@ def prune_channels_gradually(
         "verbose": 2 if verbose > 1 else 0,
     }
     judge = {"x": x, "y": y} if validation_data is None else _as_arguments(validation_data)
-    smaller, plans, rows = model, [], []
+    smaller, rows = model, []
+    plans: list[ChannelPlan] = []
     with _progress(steps, verbose) as advance:
         for step in range(1, steps + 1):
             aim = _aim(target, whole, plans, step / steps)
             if aim is not None:
-                plans.append(plan_channel_pruning(smaller, **{target.name: aim}, **options))
+                plans.append(plan_channel_pruning(smaller, **{**options, target.name: aim}))
                 before, smaller = smaller, plans[-1].apply(smaller, keep_optimizer=keep_optimizer)
                 if not keep_optimizer:
                     smaller.compile(**compile_settings(before))
@@ -228,7 +229,7 @@ def _aim(target: Target, whole: ChannelPlan, plans: Sequence[ChannelPlan], share
         total = sum(group.channels_before for group in whole.groups if group.name in free)
         groups = [group for group in (plans[-1] if plans else whole).groups if group.name in free]
         now = [group.channels_after if plans else group.channels_before for group in groups]
-        may = [count for count, group in zip(now, groups) if not plans or len(group.kept) > 1]
+        may = [count for count, group in zip(now, groups) if not plans or len(group.kept or ()) > 1]
         gone = sum(now) - total * (1 - target.amount) ** share
         return gone / sum(may) if gone > 1e-9 * total else None
     before = whole.before[target.name]

@@ -3,6 +3,7 @@
 import dataclasses
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -160,12 +161,13 @@ class Wiring:
         for use in uses:
             if use.role == "makes":
                 order.update(dict.fromkeys(self.coupling.find(use.labels).tolist()))
-        sorted_by_place: dict[tuple, list[int]] = defaultdict(list)
+        sorted_by_place: dict[tuple[Any, str | None], list[int]] = defaultdict(list)
         for root, reason in zip(order, self.coupling.reasons(np.array([*order], int)), strict=True):
             sorted_by_place[tuple(places[root]), reason].append(root)
         names: dict[str, int] = defaultdict(int)
-        free, left = [], []
-        for (where, reason), roots in sorted_by_place.items():
+        free: list[Group] = []
+        left: list[Group] = []
+        for (where, reason), members in sorted_by_place.items():
             mine = [(uses[number], count) for number, count in where]
             makers = list(dict.fromkeys(use.path for use, _ in mine if use.role == "makes"))
             first = next(count // use.parts for use, count in mine if use.role == "makes")
@@ -175,7 +177,7 @@ class Wiring:
                 makers[0] + (f"#{number}" if number > 1 else ""),
                 tuple(makers),
                 tuple(dict.fromkeys(use.path for use, _ in mine)),
-                np.array(roots),
+                np.array(members),
                 first,
                 reason,
             )

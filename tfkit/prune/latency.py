@@ -9,6 +9,7 @@ import dataclasses
 import json
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -175,7 +176,7 @@ def _time_grid(call: graph.Call, counts: Sequence[Count]) -> RegularGridInterpol
             )
     times = np.array(list(time_layers(twins, runs=7).values())).reshape(len(widths_in), len(widths_out))
     multiplier = getattr(layer, "depth_multiplier", 1)
-    axes = [widths_in, widths_out] if key else [[each * multiplier for each in widths_in]]
+    axes: list[list[Any]] = [widths_in, widths_out] if key else [[each * multiplier for each in widths_in]]
     if any(len(each) == 1 for each in axes):  # a single width: as good as constant along that axis
         axes = [each if len(each) > 1 else [each[0], each[0] + 1] for each in axes]
         times = np.broadcast_to(times, [len(each) for each in axes] if key else (len(axes[0]), 1))

@@ -24,7 +24,7 @@ from tfkit.prune.arguments import (
     sparsity_reader,
 )
 from tfkit.prune.kernels import Weight, weights_of
-from tfkit.prune.mask import Structure, apply_mask, draw_masks
+from tfkit.prune.mask import PoolingType, Scope, Structure, apply_mask, draw_masks
 from tfkit.prune.pruning import Family, LayerMasks, MagnitudeMask, Pruning, Schedule
 from tfkit.select import Pattern
 
@@ -39,9 +39,9 @@ def prune_low_magnitude(
     pruning_schedule: Schedule = DEFAULT_SCHEDULE,
     *,
     layers: Pattern | Iterable[Pattern] | Mapping[Pattern, Schedule | float | None] | None = None,
-    scope: str = "layer",
+    scope: Scope = "layer",
     block_size: tuple[int, int] = (1, 1),
-    block_pooling_type: str = "AVG",
+    block_pooling_type: PoolingType = "AVG",
     sparsity_m_by_n: tuple[int, int] | None = None,
     pruning_policy: Any = None,
 ) -> Any:
@@ -202,7 +202,7 @@ def _build_and(layer: keras.Layer, act: Callable[[], None]) -> Callable[..., Any
         act()  # if it fails, the next build tries again
         layer.__dict__["build"] = build
 
-    build_and_act.prunes = True
+    build_and_act.__dict__["prunes"] = True
     return build_and_act
 
 
@@ -260,9 +260,9 @@ def prune_now(
     sparsity: float | None = None,
     *,
     layers: Pattern | Iterable[Pattern] | Mapping[Pattern, float | None] | None = None,
-    scope: str = "layer",
+    scope: Scope = "layer",
     block_size: tuple[int, int] = (1, 1),
-    block_pooling_type: str = "AVG",
+    block_pooling_type: PoolingType = "AVG",
     sparsity_m_by_n: tuple[int, int] | None = None,
 ) -> keras.Model:
     """Sets the smallest weights of each kernel to zero at once, in place.

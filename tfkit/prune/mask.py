@@ -9,6 +9,8 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
+Scope = Literal["layer", "global", "erk"]
+PoolingType = Literal["AVG", "MAX"]
 SCOPES = ("erk", "global", "layer")
 POOLING_TYPES = ("AVG", "MAX")
 
@@ -36,9 +38,10 @@ class Layout:
 
     def sizes(self, shape: Sequence[int]) -> tuple[int, int, int]:
         """Returns how many positions, inputs and outputs a kernel of a shape has."""
-        return tuple(
+        positions, inputs, outputs = (
             math.prod(shape[axis] for axis in axes) for axes in (self.positions, self.inputs, self.outputs)
         )
+        return positions, inputs, outputs
 
     def units(self, shape: Sequence[int]) -> int:
         """Returns the sides of a kernel of a shape added up, as the Erdős–Rényi-kernel rule counts."""
@@ -74,9 +77,9 @@ class Structure:
         m_by_n: (m, n) for m zeros in every n consecutive inputs; None for none.
     """
 
-    scope: Literal["layer", "global", "erk"] = "layer"
+    scope: Scope = "layer"
     block_size: tuple[int, int] = (1, 1)
-    block_pooling_type: Literal["AVG", "MAX"] = "AVG"
+    block_pooling_type: PoolingType = "AVG"
     m_by_n: tuple[int, int] | None = None
 
 

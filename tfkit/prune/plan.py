@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
@@ -169,7 +169,7 @@ class ChannelPlan:
             )
         return wiring, dict(enumerate(kept))
 
-    def save(self, path: str | os.PathLike) -> pathlib.Path:
+    def save(self, path: str | os.PathLike[str]) -> pathlib.Path:
         """Writes the plan as JSON and returns the path.
 
         Raises:
@@ -191,7 +191,7 @@ class ChannelPlan:
         return json.dumps({"tfkit_channel_plan": FORMAT} | dataclasses.asdict(self))
 
     @classmethod
-    def load(cls, path: str | os.PathLike) -> "ChannelPlan":
+    def load(cls, path: str | os.PathLike[str]) -> "ChannelPlan":
         """Reads a plan that `save` wrote.
 
         Raises:
@@ -225,13 +225,14 @@ class ChannelPlan:
         record = json.loads(text)
         if record.pop("tfkit_channel_plan") != FORMAT:
             raise ValueError("it has another format")
-        groups = [
-            PlannedGroup(**{k: tuple(v) if isinstance(v, list) else v for k, v in group.items()})
+        fields: list[dict[str, Any]] = [
+            {k: tuple(v) if isinstance(v, list) else v for k, v in group.items()}
             for group in record.pop("groups")
         ]
+        groups = [PlannedGroup(**each) for each in fields]
         return cls(**record | {"groups": tuple(groups), "architecture": tuple(record["architecture"])})
 
-    def plot(self, path: str | os.PathLike) -> pathlib.Path:
+    def plot(self, path: str | os.PathLike[str]) -> pathlib.Path:
         """Draws the channels of each group before and after, and returns the path of the PNG.
 
         Raises:
@@ -285,7 +286,8 @@ def architecture(wiring: Wiring) -> tuple[str, ...]:
 
     A layer that is called again is told from another one like it.
     """
-    flow, first = wiring.flow, {}
+    flow = wiring.flow
+    first: dict[int, int] = {}
     names = {key: f"input {number}" for number, key in enumerate(flow.inputs)}
     lines = []
     for number, call in enumerate(flow.calls):

@@ -1,7 +1,7 @@
 """What it costs a model's quality that a group loses channels: how groups are compared."""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -33,7 +33,8 @@ def price_of(
     if scope == "uniform":
         return price_by_fraction(ladders)
     if scope == "global":
-        return price_by_share(ladders, scores, cost) if per_saving else price_by_score(ladders, scores)
+        known = cast(list[np.ndarray], scores)  # a group without scores has no step to be priced
+        return price_by_share(ladders, known, cost) if per_saving else price_by_score(ladders, known)
     return price_by_sensitivity(wiring, ladders, sensitivity, cost)
 
 
@@ -42,12 +43,12 @@ def price_by_fraction(ladders: Sequence[Ladder]) -> Price:
     return lambda group, level: 1 - ladders[group].levels[level] / ladders[group].levels[0]
 
 
-def price_by_score(ladders: Sequence[Ladder], scores: Scores) -> Price:
+def price_by_score(ladders: Sequence[Ladder], scores: Sequence[np.ndarray]) -> Price:
     """Returns the mean score of the units that go."""
     return lambda group, level: float(np.mean(scores[group][ladders[group].removed(level)]))
 
 
-def price_by_share(ladders: Sequence[Ladder], scores: Scores, cost: Cost) -> Price:
+def price_by_share(ladders: Sequence[Ladder], scores: Sequence[np.ndarray], cost: Cost) -> Price:
     """Returns by what factor the share of the score that stays falls, for what a step saves.
 
     ``-(log s' - log s) / saving``, where s is the share of a group's score that stays: the
@@ -67,7 +68,7 @@ def price_by_share(ladders: Sequence[Ladder], scores: Scores, cost: Cost) -> Pri
 
 
 def price_by_sensitivity(
-    wiring: Wiring, ladders: Sequence[Ladder], table: "pd.DataFrame", cost: Cost
+    wiring: Wiring, ladders: Sequence[Ladder], table: "pd.DataFrame | None", cost: Cost
 ) -> Price:
     """Returns what the score falls by, by a table, for each part of the cost that is saved.
 
@@ -90,7 +91,7 @@ def price_by_sensitivity(
 
 
 def read_sensitivity(
-    wiring: Wiring, table: "pd.DataFrame", ladders: Sequence[Ladder]
+    wiring: Wiring, table: "pd.DataFrame | None", ladders: Sequence[Ladder]
 ) -> list[Callable[[float], float]]:
     """Returns for each group the loss of the score as a function of the fraction that goes.
 

@@ -45,7 +45,7 @@ class Pruning:
         self.step = _state_variable("zeros", (), "int64", "pruning_step")
         self.families: list[Family] = []
         self._model = (lambda: None) if model is None else weakref.ref(model)
-        self._begun: weakref.WeakSet = weakref.WeakSet()
+        self._begun: weakref.WeakSet[keras.optimizers.Optimizer] = weakref.WeakSet()
 
     def begin(self) -> keras.optimizers.Optimizer | None:
         """Draws what the update under way must draw, once; returns its optimizer, if there is one."""

@@ -149,7 +149,7 @@ def _activations(wiring: Wiring, batches: list[tuple[Any, Any]]) -> Parts:
 
 
 def _ranked(wiring: Wiring) -> Iterator[tuple[int, int, np.ndarray, int]]:
-    ranks = {}
+    ranks: dict[int, int] = {}
     for call in wiring.flow.calls:
         pairs = zip(call.inputs, call.arguments.keras_tensors, strict=True)
         ranks |= {key: len(x.shape) - 1 for key, x in pairs}

@@ -37,7 +37,7 @@ def layer_sensitivity(
     layers: Patterns = "*",
     kind: Literal["magnitude", "channels"] = "magnitude",
     criterion: str = "l2",
-    plot: str | os.PathLike | None = None,
+    plot: str | os.PathLike[str] | None = None,
     verbose: int = 0,
 ) -> "pd.DataFrame":
     """Measures what the model loses when one layer alone is pruned, layer by layer.
@@ -181,9 +181,9 @@ def _channel_trials(model: keras.Model, layers: Patterns, criterion: str) -> lis
     scores = score_units(wiring, criterion)
     units = wiring.units()
 
-    def trial(number: int, group: Group) -> Trial:
+    def trial(number: int, group: Group, score: np.ndarray) -> Trial:
         uses = wiring.uses_of(number)
-        order = np.argsort(scores[number], kind="stable")
+        order = np.argsort(score, kind="stable")
 
         def prune(before: list[Any], sparsity: float) -> list[Any]:
             gone = min(round(sparsity * len(order)), len(order) - 1)
@@ -199,9 +199,9 @@ def _channel_trials(model: keras.Model, layers: Patterns, criterion: str) -> lis
         return Trial(group.name, int(size), [each[0].variable for each in uses.values()], prune)
 
     trials = [
-        trial(number, group)
-        for number, group in enumerate(wiring.groups)
-        if number not in outside and scores[number] is not None and len(group.units) > 1
+        trial(number, group, score)
+        for number, (group, score) in enumerate(zip(wiring.groups, scores, strict=True))
+        if number not in outside and score is not None and len(group.units) > 1
     ]
     if not trials:
         raise PruningError(
@@ -232,7 +232,7 @@ def _progress(total: int, verbose: int) -> Iterator[Callable[[], None]]:
         yield lambda: bar.advance(task)
 
 
-def plot_sensitivity(table: "pd.DataFrame", path: str | os.PathLike) -> pathlib.Path:
+def plot_sensitivity(table: "pd.DataFrame", path: str | os.PathLike[str]) -> pathlib.Path:
     """Draws a table of `layer_sensitivity`: layers by sparsities, coloured by the change.
 
     Args:
@@ -269,12 +269,12 @@ def plot_sensitivity(table: "pd.DataFrame", path: str | os.PathLike) -> pathlib.
     width = 2.4 + 0.085 * max(map(len, paths)) + 0.95 * len(sparsities)
     figure = Figure(figsize=(width, 1.6 + 0.32 * len(paths)), layout="constrained")
     axes = figure.subplots()
-    changes = np.abs(grids["change"].to_numpy())
+    scores, changes = grids["score"].to_numpy(), np.abs(grids["change"].to_numpy())
     largest = float(changes[np.isfinite(changes)].max(initial=0)) or 1.0
     image = axes.imshow(grids["change"], cmap="RdBu", vmin=-largest, vmax=largest, aspect="auto")
-    for row, column in np.ndindex(*grids["score"].shape):
-        strong = abs(grids["change"].iloc[row, column]) > 0.6 * largest
-        axes.text(column, row, f"{grids['score'].iloc[row, column]:.4g}", ha="center", va="center",
+    for row, column in np.ndindex(*scores.shape):
+        strong = changes[row, column] > 0.6 * largest
+        axes.text(column, row, f"{scores[row, column]:.4g}", ha="center", va="center",
                   fontsize=8, color="white" if strong else "black")  # fmt: skip
     axes.set_xticks(range(len(sparsities)), [f"{100 * each:g}%" for each in sparsities])
     axes.set_yticks(range(len(paths)), paths)

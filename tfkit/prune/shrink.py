@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import keras
 import numpy as np
@@ -49,7 +50,7 @@ def shrink(wiring: Wiring, kept: Kept) -> tuple[keras.Model, list[tuple[keras.Va
     """
     alive = wiring.alive(kept)
     labels_of = wiring.coupling.find
-    changes: dict[int, dict] = defaultdict(dict)
+    changes: dict[int, dict[str, Any]] = defaultdict(dict)
     for size in wiring.coupling.sizes.values():
         before = [axis if isinstance(axis, int) else len(axis) for axis in size.axes]
         after = [axis if isinstance(axis, int) else int(alive[labels_of(axis)].sum()) for axis in size.axes]
@@ -126,9 +127,7 @@ def _fill(
     for old, new in pairs:
         new.assign(change(keras.ops.convert_to_numpy(old), uses[id(old)]))
         new.trainable = old.trainable
-    for layer in graph.sublayers(model):
-        if isinstance(layer, keras.layers.Normalization):
-            layer.finalize_state()  # it computes with a copy of what it was adapted to
+    graph.finish_normalization(model)
 
 
 def _uses_of(wiring: Wiring) -> dict[int, list[Use]]:
@@ -138,7 +137,7 @@ def _uses_of(wiring: Wiring) -> dict[int, list[Use]]:
     return uses
 
 
-def _copy(wiring: Wiring, operation: keras.Operation, changes: dict) -> keras.Operation:
+def _copy(wiring: Wiring, operation: keras.Operation, changes: dict[str, Any]) -> keras.Operation:
     try:
         return graph.copy_operation(operation, changes)
     except (NotImplementedError, TypeError, ValueError) as error:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def flops_table(model: keras.Model, *, input_shape: Sequence[int] | None = None) -> "pd.DataFrame":
+def flops_table(model: keras.Model, *, input_shape: Sequence[int | None] | None = None) -> "pd.DataFrame":
     """Counts the multiplications and additions of each layer for one sample.
 
     A multiply-add counts as two. Counted is what kernels do, as in ``plan_channel_pruning(flops=…)``;

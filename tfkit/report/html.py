@@ -39,7 +39,7 @@ def _kind(cell: object) -> str:
 
 
 def write_report(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     *,
     title: str,
     summary: Sequence[str],

@@ -78,12 +78,13 @@ def picture_strip(pictures: Mapping[str, np.ndarray]) -> bytes:
     return _png(figure)
 
 
-def trade_offs(table: "pd.DataFrame") -> bytes:
+def trade_offs(table: "pd.DataFrame", *, score_label: str = "score") -> bytes:
     """Draws artifacts by latency, size and quality, with the Pareto front.
 
     Args:
         table: A row an artifact: `name`, `latency_ms`, `size_bytes`, and `score` (more is better) or none.
             Without scores the height shows the size.
+        score_label: What the score is, with its unit.
 
     Returns:
         A PNG. The line joins those that no other beats in everything shown.
@@ -122,7 +123,7 @@ def trade_offs(table: "pd.DataFrame") -> bytes:
             ha="right" if right else "left",
             fontsize=9,
         )
-    axes.set(xlabel="latency, ms", ylabel="score" if scored else "size, MB")
+    axes.set(xlabel="latency, ms", ylabel=score_label if scored else "size, MB")
     axes.margins(0.18)
     axes.grid(alpha=0.3)
     axes.legend(loc="best")

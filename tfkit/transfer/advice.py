@@ -12,7 +12,7 @@ import keras
 
 from tfkit import graph
 from tfkit.errors import ArgumentError
-from tfkit.select import Selection, select_layers
+from tfkit.select import Entry, Selection, select_layers
 
 SMALL, LARGE = 1_000, 10_000  # samples: small is below the first, large from the second on
 SIZES = {
@@ -28,7 +28,7 @@ SHARES = {
 }
 
 
-class Recommendation(list):
+class Recommendation(list[str]):
     """Patterns of the layers that should train, in model order, and why these.
 
     Attributes:
@@ -136,13 +136,13 @@ def learnable_ids(model: keras.Model, *, batch_norm: Literal["frozen", "train"])
     }
 
 
-def _belongs(entry, able: set[int]) -> bool:
+def _belongs(entry: Entry, able: set[int]) -> bool:
     """Tells whether training can move anything in a layer, its moving statistics included."""
     learns = any(id(weight) in able for weight in entry.weights)
     return learns or isinstance(entry.layer, keras.layers.BatchNormalization)
 
 
-def _name(model: keras.Model, entries: Sequence, start: int) -> tuple[int, list[str], Selection]:
+def _name(model: keras.Model, entries: Sequence[Entry], start: int) -> tuple[int, list[str], Selection]:
     """Returns patterns that select the layers from `start` on and none before, and what they select.
 
     Where siblings have the same name, no pattern can tell them apart: the start, which is

@@ -37,7 +37,7 @@ def fit_cached(
     validation_batch_size: int | None = None,
     validation_freq: int = 1,
     memory_budget_gb: float = 4.0,
-    cache_directory: str | os.PathLike | None = None,
+    cache_directory: str | os.PathLike[str] | None = None,
     strict: bool = False,
 ) -> keras.callbacks.History:
     """Trains as `model.fit` does, with the frozen part of the graph run once.

@@ -42,7 +42,7 @@ def compare_unfreezing(
     batch_norm: Literal["frozen", "train"] = "frozen",
     callbacks: Callable[[], Sequence[keras.callbacks.Callback]] | None = None,
     seed: int | None = 0,
-    plot: str | os.PathLike | None = None,
+    plot: str | os.PathLike[str] | None = None,
     verbose: int | str = 0,
 ) -> "pd.DataFrame":
     """Trains a fresh model for each choice of layers and picks the choice that validates best.
@@ -216,11 +216,11 @@ def _find_sign(model: keras.Model, objective: str) -> int:
 class _Factory:
     """Makes the models and callbacks of the stages and sees to it that they are new."""
 
-    def __init__(self, build: Callable, callbacks: Callable | None, seed: int | None):
+    def __init__(self, build: Callable[[], Any], callbacks: Callable[[], Any] | None, seed: int | None):
         self._build = build
         self._callbacks = callbacks
         self._seed = seed
-        self._used: weakref.WeakValueDictionary = weakref.WeakValueDictionary()  # by id
+        self._used: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()  # by id
 
     def model(self) -> keras.Model:
         """Returns a new model, after seeding."""
@@ -304,7 +304,9 @@ def _tabulate(found: Sequence[_Stage], objective: str) -> "pd.DataFrame":
     return table
 
 
-def _draw(found: Sequence[_Stage], table: "pd.DataFrame", objective: str, path: str | os.PathLike) -> None:
+def _draw(
+    found: Sequence[_Stage], table: "pd.DataFrame", objective: str, path: str | os.PathLike[str]
+) -> None:
     """Draws each stage's score, the chosen one marked, and the objective over the epochs."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator

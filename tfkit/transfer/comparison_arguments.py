@@ -4,7 +4,7 @@ import numbers
 import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import keras
 
@@ -30,8 +30,8 @@ def check_arguments(
             f"Received: callbacks={callbacks!r}. Write callbacks=lambda: [...]."
         )
     for name, count, least in (("epochs", epochs, 1), ("batch_size", batch_size, 1), ("seed", seed, 0)):
-        whole = isinstance(count, numbers.Integral) and not isinstance(count, bool)
-        if not (whole and count >= least) and not (name == "seed" and count is None):
+        whole = isinstance(count, numbers.Integral) and not isinstance(count, bool) and int(count) >= least
+        if not whole and not (name == "seed" and count is None):
             raise ArgumentError(
                 f"`{name}` must be a whole number of at least {least}. Received: {name}={count!r}."
             )
@@ -59,8 +59,9 @@ def name_stages(stages: Mapping[str, Patterns] | Sequence[Patterns]) -> dict[str
 
 def _keep(patterns: Patterns) -> Patterns:
     """Makes a list of what may be readable only once."""
-    alone = isinstance(patterns, str | Selection) or callable(patterns) or not isinstance(patterns, Iterable)
-    return patterns if alone else list(patterns)
+    if isinstance(patterns, str | Selection) or callable(patterns) or not isinstance(patterns, Iterable):
+        return patterns
+    return list(patterns)
 
 
 def _describe(patterns: Patterns) -> str:
@@ -73,7 +74,9 @@ def _describe(patterns: Patterns) -> str:
     return getattr(patterns, "name", None) or getattr(patterns, "__name__", None) or repr(patterns)
 
 
-def check_stages(model: keras.Model, stages: Mapping[str, Patterns], batch_norm: str) -> None:
+def check_stages(
+    model: keras.Model, stages: Mapping[str, Patterns], batch_norm: Literal["frozen", "train"]
+) -> None:
     """Checks that every pattern matches and every stage trains something."""
     able = learnable_ids(model, batch_norm=batch_norm)
     for name, patterns in stages.items():
@@ -121,7 +124,7 @@ def _is_dataset(name: str, data: Any) -> bool:
             f"Received: {name} of type {type(data).__name__}"
             f"{f' with {len(data)} entries' if isinstance(data, tuple) else ''}."
         )
-    shapes = [getattr(array, "shape", ()) for array in keras.tree.flatten(data)]
+    shapes: list[Any] = [getattr(array, "shape", ()) for array in keras.tree.flatten(data)]
     lengths = [shape[0] for shape in shapes if len(shape)]
     if len(set(lengths)) > 1 or 0 in lengths:
         raise ArgumentError(
@@ -131,7 +134,7 @@ def _is_dataset(name: str, data: Any) -> bool:
     return False
 
 
-def check_picture(path: str | os.PathLike) -> None:
+def check_picture(path: str | os.PathLike[str]) -> None:
     """Checks that an image can be written there."""
     from matplotlib.backend_bases import FigureCanvasBase
 

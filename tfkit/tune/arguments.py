@@ -69,7 +69,7 @@ def check_fit(x: Any, y: Any, validation_split: float, callbacks: Any, seed: Any
         )
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, numbers.Integral)):
         raise ArgumentTypeError(f"`seed` must be a whole number or None. Received: seed={seed!r}.")
-    if seed is not None and not 0 <= seed < 2**32 - 1:
+    if seed is not None and not 0 <= int(seed) < 2**32 - 1:
         raise ArgumentError(f"`seed` must be at least 0 and below 2**32 - 1. Received: seed={seed!r}.")
     whole = isinstance(batch_size, numbers.Integral) and not isinstance(batch_size, bool)
     if batch_size is not None and not (whole and batch_size >= 1):

@@ -21,8 +21,8 @@ from tfkit.errors import ArgumentError, ArgumentTypeError
 from tfkit.frozen.features import Storage
 from tfkit.frozen.once import FrozenOnce
 from tfkit.frozen.split import NotSplittable
-from tfkit.traced import draws_random_numbers, list_operations, traced_graphs
-from tfkit.training import TrainingState, local_values
+from tfkit.traced import draws_random_numbers, list_operations, local_values, traced_graphs
+from tfkit.training import TrainingState
 from tfkit.tune.space import LOGARITHMIC, SearchSpace
 
 
@@ -160,7 +160,7 @@ class Bench(keras_tuner.HyperModel):
         self._last = [weakref.ref(variable) for variable in model.trainable_variables]
 
 
-_DEFAULTS = {
+_DEFAULTS: dict[str, Any] = {
     "callbacks": [],
     "class_weight": None,
     "sample_weight": None,
@@ -172,7 +172,7 @@ _DEFAULTS = {
 }
 
 
-class _Reads(dict):
+class _Reads(dict[str, Any]):
     """Hyperparameters that remember which of them were asked for."""
 
     def __init__(self, values: dict[str, Any]):

@@ -128,7 +128,7 @@ class _Gate(grpc.ServerInterceptor):
     def __init__(self, identity: dict[str, Any], seen: dict[str, float]):
         self._identity, self._seen = json.loads(json.dumps(identity)), seen
 
-    def intercept_service(self, continuation: Callable, details: Any) -> Any:
+    def intercept_service(self, continuation: Callable[..., Any], details: Any) -> Any:
         given = dict(details.invocation_metadata)
         other = json.loads(given.get(IDENTITY, b"{}"))
         differing = [
@@ -219,12 +219,14 @@ class _Signature(grpc.UnaryUnaryClientInterceptor):
     def __init__(self, worker: str, identity: dict[str, Any]):
         self._metadata = [(WORKER, worker), (IDENTITY, json.dumps(identity).encode())]
 
-    def intercept_unary_unary(self, continuation: Callable, details: Any, request: Any) -> Any:
+    def intercept_unary_unary(self, continuation: Callable[..., Any], details: Any, request: Any) -> Any:
         signed = _Details(details.method, details.timeout, self._metadata, details.wait_for_ready)
         return continuation(signed, request)
 
 
 class _Details(grpc.ClientCallDetails):
-    def __init__(self, method: str, timeout: float | None, metadata: list, wait_for_ready: bool | None):
+    def __init__(
+        self, method: str, timeout: float | None, metadata: list[tuple[str, Any]], wait_for_ready: bool | None
+    ):
         self.method, self.timeout, self.metadata = method, timeout, metadata
         self.wait_for_ready, self.credentials, self.compression = wait_for_ready, None, None

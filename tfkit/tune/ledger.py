@@ -40,8 +40,20 @@ class Ledger:
 
     def ranked(self) -> list[TrialRecord]:
         """Returns the completed trials, the best first."""
-        completed = [each for each in self.ended().values() if each.status == "completed"]
-        return sorted(completed, key=lambda each: (self._sign * each.score, each.trial))
+        return [record for *_, record in self._losses()]
+
+    def count_ahead(self, score: float) -> int:
+        """Returns how many completed trials have a score at least as good."""
+        return sum(loss <= self._sign * score for loss, *_ in self._losses())
+
+    def _losses(self) -> list[tuple[float, int, TrialRecord]]:
+        """Returns the completed trials, the best first, each behind its score as a loss and its number."""
+        losses = [
+            (self._sign * each.score, each.trial, each)
+            for each in self.ended().values()
+            if each.status == "completed" and each.score is not None
+        ]
+        return sorted(losses, key=lambda row: row[:2])
 
     @property
     def best(self) -> float | None:

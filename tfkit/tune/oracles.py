@@ -2,7 +2,7 @@
 
 import json
 import pathlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras_tuner
 from keras_tuner import oracles
@@ -12,9 +12,16 @@ from tfkit.errors import SearchError
 from tfkit.tune.result import TRIALS, read_record, write_json
 from tfkit.tune.space import SearchSpace
 
+if TYPE_CHECKING:  # it stands before the class of an oracle, whose methods it extends
+    from keras_tuner import Oracle as _Oracle
+else:
+    _Oracle = object
 
-class _Careful:
+
+class _Careful(_Oracle):
     """Files that are written whole or not at all, and read whatever state they are in."""
+
+    _retry_queue: list[str]
 
     def save(self) -> None:
         write_json(pathlib.Path(self._get_oracle_fname()), self.get_state())
@@ -40,8 +47,8 @@ class _Careful:
         self.set_state(state)
         unfinished = [each.trial_id for each in self.trials.values() if each.status == "RUNNING"]
         self._retry_queue = list(dict.fromkeys([*self._retry_queue, *reversed(unfinished)]))
-        self.ongoing_trials = {}
-        self.tuner_ids = set()
+        self.ongoing_trials: dict[str, trials.Trial] = {}
+        self.tuner_ids: set[str] = set()
 
     def _read_trial(self, folder: pathlib.Path, state: dict[str, Any]) -> trials.Trial:
         """Reads a trial; one whose file is torn is made from tfkit's own record of it."""

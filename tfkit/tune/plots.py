@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
+    from matplotlib.collections import PathCollection
     from matplotlib.colors import Normalize
 
 COLORS = "viridis"
@@ -50,12 +51,14 @@ def _by_trial(axes: Axes, completed: pd.DataFrame, objective: str, direction: st
     low, high = completed.score.min(), completed.score.max()
     if low > 0 and high > 30 * low:
         axes.set_yscale("log")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params(axis="x", integer=True)
     axes.grid(alpha=0.3)
     axes.legend()
 
 
-def _map(axes: Axes, completed: pd.DataFrame, names: list[str], objective: str, color: "Normalize"):
+def _map(
+    axes: Axes, completed: pd.DataFrame, names: list[str], objective: str, color: "Normalize"
+) -> "PathCollection":
     usual = [name for name in ("learning_rate", "weight_decay") if name in names]
     chosen = (usual + [name for name in names if name not in usual])[:2]
     x, y = chosen[0], chosen[1] if len(chosen) > 1 else "score"

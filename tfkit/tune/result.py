@@ -99,7 +99,7 @@ class SearchResult:
         ['completed', 'completed']
     """
 
-    def __init__(self, directory: str | os.PathLike, spec: dict[str, Any], trials: list[TrialRecord]):
+    def __init__(self, directory: str | os.PathLike[str], spec: dict[str, Any], trials: list[TrialRecord]):
         self.directory = pathlib.Path(directory)
         self.objective: str = spec["objective"]
         self.direction: Literal["min", "max"] = spec["direction"]
@@ -107,7 +107,7 @@ class SearchResult:
         self._trials = sorted(trials, key=lambda each: each.trial)
 
     @classmethod
-    def load(cls, directory: str | os.PathLike) -> "SearchResult":
+    def load(cls, directory: str | os.PathLike[str]) -> "SearchResult":
         """Reads the project in a directory, whether it finished, runs or crashed.
 
         Args:
@@ -190,7 +190,7 @@ class SearchResult:
                 f"Received: {len(table)} trials, none completed, in {str(self.directory)!r}. "
                 f"{self._last_error()}"
             )
-        place = completed.score.idxmin() if self.direction == "min" else completed.score.idxmax()
+        place: Any = completed.score.idxmin() if self.direction == "min" else completed.score.idxmax()
         return table.loc[place]
 
     def _last_error(self) -> str:
@@ -215,7 +215,7 @@ class SearchResult:
 
         return keras.models.load_model(path)
 
-    def plot(self, path: str | os.PathLike) -> None:
+    def plot(self, path: str | os.PathLike[str]) -> None:
         """Draws the scores by trial, over learning rate and weight decay, and each trial as a line.
 
         Args:

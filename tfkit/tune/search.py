@@ -44,7 +44,7 @@ def search(
     max_trials: int,
     epochs: int,
     objective: str = "val_loss",
-    directory: str | os.PathLike,
+    directory: str | os.PathLike[str],
     workers: int = 1,
     chief: str | None = None,
     worker: str | None = None,

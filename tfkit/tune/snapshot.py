@@ -44,7 +44,7 @@ class Snapshot:
         """Writes it, whole or not at all."""
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        arrays = {f"value_{place}": value for place, value in enumerate(self.values)}
+        arrays: dict[str, Any] = {f"value_{place}": value for place, value in enumerate(self.values)}
         arrays |= {f"best_{place}": value for place, value in enumerate(self.best)}
         with open(temporary, "wb") as file:
             np.savez(file, history=np.array(json.dumps(self.history)), **arrays)

@@ -134,7 +134,7 @@ class SearchTuner(keras_tuner.engine.base_tuner.BaseTuner):
         if client is not None:
             self.oracle, self.tuner_id = client, worker
 
-    def run_trial(self, trial: Any) -> dict[str, float]:
+    def run_trial(self, trial: Any) -> dict[str, float | None]:
         number, values = int(trial.trial_id), dict(trial.hyperparameters.values)
         record = TrialRecord(number, "running", _own(values), worker=self._worker)
         earlier = read_record(record.path(self._folder))
@@ -180,13 +180,13 @@ class SearchTuner(keras_tuner.engine.base_tuner.BaseTuner):
             self._bench.fit(
                 model, {"epochs": epochs, "initial_epoch": begun, "callbacks": [*callbacks, keeper]}
             )
-        if keeper.best is None:
+        if keeper.best is None or record.score is None:
             raise keras_tuner.errors.FailedTrialError(
                 f"{keeper.objective.name} was never a finite number: {keeper.values}"
             )
         record.status = "stopped" if keeper.hopeless else "completed"
         if record.status == "completed":
-            self._save_if_good(model, keeper, record)
+            self._save_if_good(model, keeper.best, record.score, record.trial)
 
     def _begun(
         self, record: TrialRecord, values: dict[str, Any], model: keras.Model
@@ -207,14 +207,12 @@ class SearchTuner(keras_tuner.engine.base_tuner.BaseTuner):
                 return values["tuner/initial_epoch"], None
         return 0, None
 
-    def _save_if_good(self, model: keras.Model, keeper: EpochKeeper, record: TrialRecord) -> None:
+    def _save_if_good(self, model: keras.Model, best: list[np.ndarray], score: float, trial: int) -> None:
         """Saves the model as it was after its best epoch, if it is among the best so far."""
-        sign = 1 if self.oracle.objective.direction == "min" else -1
-        ahead = [each for each in self.ledger.ranked() if sign * each.score <= sign * record.score]
-        if len(ahead) >= self._keep_checkpoints:
+        if self.ledger.count_ahead(score) >= self._keep_checkpoints:
             return
-        write_values(moving_variables(model), keeper.best)
-        path = self.ledger.checkpoint(record.trial)
+        write_values(moving_variables(model), best)
+        path = self.ledger.checkpoint(trial)
         path.parent.mkdir(exist_ok=True)
         temporary = path.with_name(f".{os.getpid()}.keras")
         with plain_decay(model):

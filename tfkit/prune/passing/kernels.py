@@ -112,8 +112,8 @@ def _attention(site: Site) -> Labels | list[Labels]:
         return site.stop("has masks, scores or axes of its own")
     heads = c.fresh(layer.num_heads)
     value_dim = layer.value_dense.kernel.shape[-1]
-    tokens = {name: site.shapes[order[id(arguments[name])]][0] for name in ("query", "key", "value")}
-    tokens = {name: math.nan if count is None else count for name, count in tokens.items()}
+    counts = {name: site.shapes[order[id(arguments[name])]][0] for name in ("query", "key", "value")}
+    tokens = {name: math.nan if count is None else count for name, count in counts.items()}
     projections = [("query", layer.query_dense), ("key", layer.key_dense), ("value", layer.value_dense)]
     if getattr(layer, "_use_gate", False):
         projections.append(("query", layer._gate_dense))
