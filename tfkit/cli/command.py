@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     import keras
     import pandas as pd
 
-
 FAILED, WRONG_CALL = 1, 2
 # a folder that stands in the way, too, is a matter of the call
 _CALLERS = (ArgumentError, ArgumentTypeError, OutputPathError)
@@ -58,7 +57,7 @@ class Command(click.Command):
         try:
             with warnings.catch_warnings():
                 if not debug:
-                    warnings.showwarning = functools.partial(_warn, self)
+                    warnings.showwarning = self._warn  # type: ignore[assignment]  # it takes more than it needs
                 return super().invoke(ctx)
         except (click.ClickException, click.Abort, click.exceptions.Exit):
             raise
@@ -74,9 +73,8 @@ class Command(click.Command):
         click.echo(f"error: {' '.join(as_options(said, self).split())}", err=True)
         ctx.exit(code)
 
-
-def _warn(command: click.Command, message: Warning | str, *_: Any, **__: Any) -> None:
-    click.echo(f"warning: {' '.join(as_options(str(message), command).split())}", err=True)
+    def _warn(self, message: Warning | str, *_: Any) -> None:
+        click.echo(f"warning: {' '.join(as_options(str(message), self).split())}", err=True)
 
 
 def as_options(text: str, command: click.Command | None = None) -> str:
@@ -116,8 +114,7 @@ def _name(parameter: click.Parameter) -> str:
 
 def _option(parameter: click.Parameter, found: re.Match[str]) -> str:
     """Returns how an argument's value is written on the command line."""
-    value = found[1]
-    name, other = _name(parameter), parameter.secondary_opts
+    value, name, other = found[1], _name(parameter), parameter.secondary_opts
     if value == "None" or (value == "False" and not other):
         return f"no {name}"
     if value in ("True", "False"):

@@ -79,7 +79,7 @@ def magnitude(job: Job, **options: Any) -> None:
             "Either --sparsity or --sparsity-m-by-n says how much becomes zero. "
             f"Received: {'neither' if options['sparsity'] is None else 'both'}. Pass --sparsity 0.8."
         )
-    job.require_new(job.require_out(), ".keras", "out")
+    job.require_new(job.target, ".keras", "out")
     model = job.load()
     data = job.samples(model)
     before, notes = figures(model, job.input_shape)
@@ -88,7 +88,7 @@ def magnitude(job: Job, **options: Any) -> None:
         tfkit.prune_now(model, layers=list(job.layers) or None, **options)
     before |= job.sizes(job.model)  # before OUT, which may be MODEL
     notes += job.finish(model, None if data is None else data[0])
-    after = figures(model, job.input_shape)[0] | job.sizes(job.require_out())
+    after = figures(model, job.input_shape)[0] | job.sizes(job.target)
     table = tfkit.sparsity_table(model)[["path", "variable", "shape", "parameters", "sparsity"]]
     table.insert(4, "sparsity_before", sparsity_before)
     table = table[[len(shape) > 1 for shape in table["shape"]]]  # biases and the like stay whole

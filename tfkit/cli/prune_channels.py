@@ -104,9 +104,9 @@ def channels(
 
     Exit codes: 0 when it was done, 1 when the work failed, 2 when the call was wrong.
     """
-    _check(job, plan, sensitivity, dry_run, options)
+    _check(job, plan, sensitivity, options)
     if not dry_run:
-        job.require_new(job.require_out(), ".keras", "out")
+        job.require_new(job.target, ".keras", "out")
     if save_plan is not None:
         job.require_new(save_plan, ".json", "save_plan")
     table = None if sensitivity is None else _read_table(sensitivity)
@@ -137,7 +137,7 @@ def channels(
             smaller = made.apply(model, keep_optimizer=keep)
         before |= job.sizes(job.model)  # before OUT, which may be MODEL
         notes += job.finish(smaller, None if data is None else data[0])
-        after = figures(smaller, job.input_shape)[0] | made.after | job.sizes(job.require_out())
+        after = figures(smaller, job.input_shape)[0] | made.after | job.sizes(job.target)
     shown = made.table[list(COLUMNS)].rename(columns=COLUMNS)
     more = {"plan": None if save_plan is None else str(save_plan), "target": made.target}
     job.report("groups", made.table, shown, before, after, notes, **more)
@@ -149,7 +149,6 @@ def _check(
     job: Job,
     plan: pathlib.Path | None,
     sensitivity: pathlib.Path | None,
-    dry_run: bool,
     options: dict[str, Any],
 ) -> None:
     """Checks what the options say together, before TensorFlow starts."""
@@ -159,8 +158,6 @@ def _check(
             f"Exactly one of {', '.join(map(_flag, SIZES))} and --plan says how small the model shall be. "
             f"Received: {', '.join(map(_flag, given)) or 'none'}. Pass --flops 0.5."
         )
-    if not dry_run:
-        job.require_out()
     context = click.get_current_context()
     said = [x for x in PLANNING if context.get_parameter_source(x) is not ParameterSource.DEFAULT]
     if plan is not None and said:
@@ -188,13 +185,12 @@ def _flag(name: str) -> str:
 def _read_table(path: pathlib.Path) -> "pd.DataFrame":
     import pandas as pd
 
-    table: pd.DataFrame
     wanted = {"path", "sparsity", "score", "change"}
     try:
         table = pd.read_csv(path)
         missing = sorted(wanted - {*table.columns})
     except ValueError as error:  # pandas' own errors are such
-        missing = [f"any table ({error})"]
+        table, missing = pd.DataFrame(), [f"any table ({error})"]
     if missing:
         raise ArgumentError(
             "--sensitivity must be a table of tfkit.layer_sensitivity(model, evaluate, kind='channels'). "
@@ -223,7 +219,7 @@ def _plan(
             layers=list(job.layers) or "*",
             data=x,
             batch_size=job.batch_size,
-            input_shape=job.input_shape,
+            input_shape=job.input_shape,  # type: ignore[arg-type]  # open sizes are refused with a reason
             sensitivity=table,
             **options,
         )

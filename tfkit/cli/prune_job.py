@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import pathlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,8 +17,6 @@ from tfkit.files import staged, writable
 from tfkit.report.progress import working
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import keras
     import numpy as np
     import pandas as pd
@@ -98,19 +97,20 @@ class Job:
     overwrite: bool
     as_json: bool
 
-    def working(self, text: str) -> "contextlib.AbstractContextManager[Callable[[str], None]]":
-        """Shows what is being done."""
-        return working(text, verbose=not self.as_json)
-
-    def require_out(self) -> pathlib.Path:
-        """Returns where the pruned model shall stand.
+    @property
+    def target(self) -> pathlib.Path:
+        """OUT, where it is needed.
 
         Raises:
-            ArgumentError: If that was not said.
+            ArgumentError: If it is not given.
         """
         if self.out is None:
             raise ArgumentError("The smaller model needs a name. Received: no OUT. Add one, or --dry-run.")
         return self.out
+
+    def working(self, text: str) -> contextlib.AbstractContextManager[Callable[[str], None]]:
+        """Shows what is being done."""
+        return working(text, verbose=not self.as_json)
 
     def require_new(self, path: pathlib.Path, suffix: str, name: str) -> None:
         """Checks that a file can be written, before any work.
@@ -158,7 +158,7 @@ class Job:
     def finish(self, model: "keras.Model", arrays: "list[np.ndarray] | None") -> list[str]:
         """Measures statistics anew if there are data for it, saves the model, and tells what was done."""
         notes = [] if arrays is None or not self.recalibrate else [self._measure(model, arrays)]
-        with self.working(f"writing {self.out}"), staged(self.require_out()) as temporary:
+        with self.working(f"writing {self.out}"), staged(self.target) as temporary:
             model.save(temporary)
         return notes
 
