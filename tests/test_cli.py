@@ -150,7 +150,7 @@ def test_a_job_that_is_no_python_file_is_refused(tmp_path):
     path.write_text(JOB)
     done = call(path, "-d", tmp_path / "s", *OPTIONS)
     assert done.exit_code == 2
-    assert f"A job must be a Python file. Received: {str(path)!r}. Name it .py." in done.stderr
+    assert f"JOB must be a Python file. Received: {str(path)!r}." in done.stderr
 
 
 def test_help_tells_what_a_job_is():

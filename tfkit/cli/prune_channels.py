@@ -219,7 +219,7 @@ def _plan(
             layers=list(job.layers) or "*",
             data=x,
             batch_size=job.batch_size,
-            input_shape=job.input_shape,  # type: ignore[arg-type]  # open sizes are refused with a reason
+            input_shape=job.input_shape,
             sensitivity=table,
             **options,
         )

@@ -77,13 +77,11 @@ def _load(path: pathlib.Path) -> ModuleType:
     """Imports a job and checks that it has what a search needs."""
     import cloudpickle
 
-    if path.suffix != ".py":
+    specification = importlib.util.spec_from_file_location(path.stem, path)  # None unless it ends in .py
+    if specification is None or specification.loader is None:
         raise tfkit.ArgumentError(
             f"JOB must be a Python file. Received: {str(path)!r}. tfkit tune --help tells what it holds."
         )
-    specification = importlib.util.spec_from_file_location(path.stem, path)
-    if specification is None or specification.loader is None:
-        raise tfkit.ArgumentError(f"A job must be a Python file. Received: {str(path)!r}. Name it .py.")
     module = importlib.util.module_from_spec(specification)
     sys.path.insert(0, str(path.parent.resolve()))
     sys.modules[path.stem] = module
