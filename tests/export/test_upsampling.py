@@ -58,6 +58,15 @@ def test_the_file_has_one_operation_for_it_and_gpus_take_it(tmp_path):
     np.testing.assert_allclose(artifact.predict(x), model.predict(x, verbose=0), atol=1e-5)
 
 
+def test_its_error_by_layer_is_known(tmp_path):
+    model, x = upsampling_net((8, 8, 3), name="up"), RNG.random((16, 8, 8, 3), dtype="float32")
+    artifact = tfkit.export_tflite(model, tmp_path / "model.tflite", precision="int8", representative_data=x)
+    row = tfkit.quantization_error(model, artifact, x).set_index("path").loc["inner/up"]
+    assert row.reason == ""
+    assert row.added < 1e-6  # repeating adds no error
+    assert 0 < row.relative_rms < 0.05
+
+
 def test_an_encoder_decoder_keeps_open_sizes(tmp_path):
     model = tfkit.models.build_encoder_decoder((None, None, 3), filters=(4, 8), output_channels=3)
     path = tfkit.export_tflite(model, tmp_path / "model.tflite", input_shape=(None, None, 3)).path

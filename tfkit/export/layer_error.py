@@ -15,9 +15,9 @@ from tfkit import graph
 from tfkit.errors import ArgumentError
 from tfkit.export.artifact import Artifact
 from tfkit.export.runtime import kind_of
-from tfkit.export.signature import input_specs, samples, serving_function
+from tfkit.export.signature import input_specs, samples
 from tfkit.export.tensors import TensorFile
-from tfkit.litert import convert, trace
+from tfkit.export.tflite import convert_model
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -76,6 +76,24 @@ def quantization_error(
         >>> bool((table.relative_rms["a"] < 0.05) and (table.added["b"] < 0.05))
         True
     """
+    return layer_errors(model, artifact, x)
+
+
+def layer_errors(
+    model: keras.Model,
+    artifact: Artifact | str | os.PathLike[str],
+    x: Any,
+    *,
+    float32: pathlib.Path | None = None,
+) -> "pd.DataFrame":
+    """Does what `quantization_error` does.
+
+    Args:
+        model: See there.
+        artifact: See there.
+        x: See there.
+        float32: The file of the same model and sizes in float32, which else is converted.
+    """
     import pandas as pd
 
     flow = graph.read_flow(graph.require_model(model))
@@ -88,7 +106,8 @@ def quantization_error(
     arrays = samples(x, input_specs(model, batch_size=None), name="x", model=model)
     file.require_fit(arrays)
     batches = _Batches(arrays, file.batch_size)
-    places = _places(model, flow, file, batches)
+    twin = TensorFile(_convert_float32(model, file) if float32 is None else float32.read_bytes())
+    places = _places(flow, file, twin, batches)
     sums = _compare(flow, file, batches, places)
     rows = []
     for key, path, kind in _stations(flow):
@@ -160,9 +179,8 @@ def _forward(flow: graph.Flow, batch: list[np.ndarray]) -> Values:
 # --- which tensor is which layer's output ---------------------------------------------------------
 
 
-def _places(model: keras.Model, flow: graph.Flow, file: TensorFile, batches: _Batches) -> dict[int, Place]:
+def _places(flow: graph.Flow, file: TensorFile, twin: TensorFile, batches: _Batches) -> dict[int, Place]:
     """Returns the file's tensor for the output of each station."""
-    twin = TensorFile(_convert_float32(model, file))
     found = _match_values(flow, twin, batches)
     here, there = _activations_by_name(file), _activations_by_name(twin)
     places: dict[int, Place] = {}
@@ -195,7 +213,7 @@ def _convert_float32(model: keras.Model, file: TensorFile) -> bytes:
         tf.TensorSpec(file.shapes[index], spec.dtype, name=spec.name)
         for spec, index in zip(specs, file.inputs, strict=True)
     ]
-    return convert({"serve": trace(serving_function(model), fixed)})
+    return convert_model(model, fixed, "float32", [])
 
 
 def _match_values(flow: graph.Flow, twin: TensorFile, batches: _Batches) -> dict[int, Place]:

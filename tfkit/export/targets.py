@@ -16,7 +16,7 @@ from tfkit.errors import ArgumentError, ArgumentTypeError, OutputPathError
 from tfkit.export.apart import has_avx
 from tfkit.export.candidates import Made, Maker, Predict, keras_predict
 from tfkit.export.deployment import TARGETS, require_target
-from tfkit.export.layer_error import quantization_error
+from tfkit.export.layer_error import layer_errors
 from tfkit.export.manifest import ExportReport, foreign_files, write_manifest
 from tfkit.export.signature import input_specs, random_samples, require_range, require_varied, samples
 from tfkit.export.tflite import has_zeros
@@ -199,6 +199,9 @@ def _finish(
     """Moves what was chosen into the folder and writes manifest and page."""
     maker.step("report")
     chosen = {row["candidate"] for row in rows}
+    if "int8" in chosen:
+        maker.step("where the error of int8 arises")
+        maker.notes += _int8_notes(maker, folder)
     considered: list[dict[str, Any]] = []
     shipped: dict[str, Made] = {}
     for name, made in maker.made.items():
@@ -247,9 +250,6 @@ def _finish(
         maker.notes.append(
             "Times: LiteRT, one thread, files in turns, medians; of dense float32 in the same run."
         )
-    if "int8" in chosen:
-        maker.step("where the error of int8 arises")
-        maker.notes += _int8_notes(maker, folder)
     write_manifest(
         folder,
         model={"name": maker.model.name, "weights": count, "zeros": zeros},
@@ -262,9 +262,12 @@ def _finish(
 
 def _int8_notes(maker: Maker, folder: pathlib.Path) -> list[str]:
     """Writes where the error of the int8 file arises, and tells that and what became of the zeros."""
-    notes, path = [], folder / "model-int8.tflite"
+    notes, made = [], {name: each for name, each in maker.made.items() if isinstance(each, Made)}
+    path = made["int8"].artifact.path
     if graph.read_flow(maker.model) is not None:
-        table = quantization_error(maker.model, path, [each[:INT8_SAMPLES] for each in maker.arrays])
+        few = [each[:INT8_SAMPLES] for each in maker.arrays]
+        float32 = made["float32"].artifact.path if "float32" in made else None
+        table = layer_errors(maker.model, path, few, float32=float32)
         table.to_csv(folder / LAYERS, index=False)
         worst = table.nlargest(3, "added")
         listed = ", ".join(f"{place} ({100 * added:.1f}%)" for place, added in zip(worst.path, worst.added))
