@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+import pandas as pd
 import pytest
 from keras import layers, ops
 
@@ -118,6 +119,16 @@ def test_numbers_behind_names_are_no_other_layers():
 )
 def test_a_name_gives_the_longest_path_that_fits(name, path):
     assert LayerNames(models.deep_net()).path(name) == path
+
+
+def test_several_targets_stand_below_one_another():
+    model = models.conv_net()
+    whole = tfkit.explain_deployment(model, ("gpu", "mobile"))
+    assert list(whole.columns) == ["target", *COLUMNS]
+    for target, table in whole.groupby("target"):
+        alone = tfkit.explain_deployment(model, target)
+        pd.testing.assert_frame_equal(table[COLUMNS].reset_index(drop=True), alone, check_dtype=False)
+        assert whole.attrs["verdict"][target] == alone.attrs["verdict"]
 
 
 # What is refused.

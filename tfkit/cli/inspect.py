@@ -79,10 +79,8 @@ def _inspect_keras(file: pathlib.Path, input_shape: tuple[int | None, ...] | Non
     layers = tfkit.layer_table(model)
     with working("counting", verbose=not as_json) as step:
         work, notes = count_work(model, input_shape)
-        targets = {}
-        for target in Targets.known:
-            step(f"asking what {target} would do with it")
-            targets[target] = _target(model, target, input_shape)
+        step("asking what each target would do with it")
+        targets = _targets(model, input_shape)
     flops = None
     if work is not None:
         layers["flops"] = layers.path.map(work.set_index("path").flops).astype("Int64")
@@ -126,15 +124,26 @@ def _or_none(column: "pd.Series") -> list[int | None]:
     return [None if missing else int(value) for value, missing in zip(column, column.isna())]
 
 
-def _target(
-    model: "keras.Model", target: "Target", input_shape: tuple[int | None, ...] | None
-) -> dict[str, Any]:
-    """Returns the verdict for a target, and the first thing that stands behind it."""
+def _targets(
+    model: "keras.Model", input_shape: tuple[int | None, ...] | None
+) -> dict["Target", dict[str, Any]]:
+    """Returns the verdict for each target, and the first thing that stands behind it."""
     try:
-        table = tfkit.explain_deployment(model, target, input_shape=input_shape)
+        table = tfkit.explain_deployment(model, Targets.known, input_shape=input_shape)
     except tfkit.TfkitError as error:
-        return {"verdict": None, "layer": "", "operation": "", "reason": as_options(str(error)), "remedy": ""}
-    verdict = table.attrs["verdict"]
+        nothing = {
+            "verdict": None,
+            "layer": "",
+            "operation": "",
+            "reason": as_options(str(error)),
+            "remedy": "",
+        }
+        return dict.fromkeys(Targets.known, nothing)
+    verdicts = table.attrs["verdict"]
+    return {target: _because(table[table.target == target], verdicts[target]) for target in Targets.known}
+
+
+def _because(table: "pd.DataFrame", verdict: str) -> dict[str, Any]:
     causes = table[(table.runs == verdict) & (table.reason != "")]
     causes = causes[~causes.reason.str.startswith(NEIGHBOURS)]
     # what a sparse or a GPU's model leaves aside needs no reason

@@ -54,7 +54,10 @@ def require_target(target: str) -> Target:
 
 
 def explain_deployment(
-    model: keras.Model, target: Target, *, input_shape: Sequence[int | None] | None = None
+    model: keras.Model,
+    target: Target | Sequence[Target],
+    *,
+    input_shape: Sequence[int | None] | None = None,
 ) -> "pd.DataFrame":
     """Tells what a target's runtime will do with each operation of a model, before it is exported.
 
@@ -66,7 +69,8 @@ def explain_deployment(
 
     Args:
         model: A built Keras model.
-        target: ``"desktop"`` (x86 with AVX), ``"gpu"``, ``"mobile"`` (ARM) or ``"web"``.
+        target: ``"desktop"`` (x86 with AVX), ``"gpu"``, ``"mobile"`` (ARM) or ``"web"``; or
+            several of them, for which the model is converted once.
         input_shape: ``(height, width, channels)`` for a model that leaves sizes open.
 
     Returns:
@@ -75,7 +79,8 @@ def explain_deployment(
         (TFLite's name), `runs` (``"sparse"``, ``"dense"``, ``"wrong"``; of a GPU ``"gpu"``
         or ``"cpu"``), `reason` and `remedy`, empty where there is nothing to say. ``attrs["verdict"]``
         is the whole's: ``"wrong"`` if a row is, else ``"sparse"`` if a row is, else ``"dense"``;
-        of a GPU ``"cpu"`` if a row is.
+        of a GPU ``"cpu"`` if a row is. Of several targets the rows of each follow one another, with the
+        target in a column of its own, and ``attrs["verdict"]`` is a dict by target.
 
     Raises:
         ArgumentTypeError: If `model` is no model.
@@ -92,10 +97,21 @@ def explain_deployment(
     """
     import pandas as pd
 
-    require_target(target)
+    targets = [require_target(each) for each in ([target] if isinstance(target, str) else target)]
     graph.require_finite(graph.require_model(model))
     program = read_program(convert_dense(model, input_shape))
     names = LayerNames(model)
+    tables = {each: _explained(program, names, each) for each in targets}
+    if isinstance(target, str):
+        return tables[target]
+    whole = pd.concat(tables, names=["target"]).reset_index("target").reset_index(drop=True)
+    whole.attrs["verdict"] = {each: table.attrs["verdict"] for each, table in tables.items()}
+    return whole
+
+
+def _explained(program: Program, names: LayerNames, target: Target) -> "pd.DataFrame":
+    import pandas as pd
+
     if target == "gpu":
         rows = [gpu_row(operation) for operation in program.operations]
         verdict = "cpu" if any(row["runs"] == "cpu" for row in rows) else "gpu"
