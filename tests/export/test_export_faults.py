@@ -17,6 +17,7 @@ import tfkit
 from tests import models
 from tests.export.sparse_files import cluster, far_indices, write
 from tests.export.target_nets import X, eligible_net, export, never_net
+from tfkit import files
 from tfkit.export.signature import input_specs, require_range
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -240,7 +241,7 @@ def test_a_parent_that_cannot_be_written_to_is_refused(tmp_path, nothing_is_made
     def refuse(*arguments, **options):
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(module_of("artifact").tempfile, "TemporaryFile", refuse)
+    monkeypatch.setattr(files.tempfile, "TemporaryFile", refuse)
     with pytest.raises(tfkit.OutputPathError, match=r"Received: directory=.*Permission denied.*Choose"):
         tfkit.export(never_net(), tmp_path / "out", verbose=0)
 

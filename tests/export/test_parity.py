@@ -85,6 +85,26 @@ def test_the_error_and_the_scale_run_over_all_outputs():
     assert result == tfkit.Parity(1.0, 0.25, pytest.approx(np.sqrt((0.25 + 1) / 2)), 1e-5, 1)
 
 
+def test_answers_are_kept_for_the_same_samples_of_the_same_model_only():
+    asked = []
+
+    class Noting(layers.Layer):
+        def call(self, x):
+            asked.append(1)
+            return x
+
+    inputs = keras.Input((3,))
+    one, two = (keras.Model(inputs, Noting()(inputs)) for _ in range(2))
+    asked.clear()
+    x = RNG.random((4, 3), dtype="float32")
+    with parity_module.remembering():
+        for model, array in ((one, x), (one, x.copy()), (two, x), (one, x + 1)):
+            assert compare(model, Fake(lambda a: a), [array], 1e-6).passed
+    assert len(asked) == 4 * 3  # the copy was not asked for again
+    compare(one, Fake(lambda a: a), [x], 1e-6)
+    assert len(asked) == 4 * 4
+
+
 def test_outputs_that_are_all_zero_agree_only_with_zeros():
     zeros = np.zeros((2, 3), "float32")
     assert compare(identity(), Fake(lambda v: v), [zeros], 0.1).relative_error == 0.0

@@ -18,6 +18,7 @@ from tfkit.export.candidates import Made, Maker, Predict, keras_predict
 from tfkit.export.deployment import TARGETS, require_target
 from tfkit.export.layer_error import layer_errors
 from tfkit.export.manifest import ExportReport, foreign_files, write_manifest
+from tfkit.export.parity import remembering
 from tfkit.export.signature import input_specs, random_samples, require_range, require_varied, samples
 from tfkit.export.tflite import has_zeros
 from tfkit.export.zeros import zeros_kept
@@ -130,7 +131,7 @@ def export(
         require_range(model, arrays)
         require_varied(arrays)
     directory = _new_folder(directory, overwrite)
-    with progress.working("export", verbose=verbose) as show, staged(directory) as folder:
+    with progress.working("export", verbose=verbose) as show, staged(directory) as folder, remembering():
         aside = folder.with_name(f"{folder.name}.made")  # it goes with `folder`, also after a kill
         for each in (folder, aside):
             each.mkdir()
