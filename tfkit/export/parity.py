@@ -20,6 +20,13 @@ from tfkit.export.signature import input_specs, samples, serving_function
 PROOF_SAMPLES = 16  # how many inputs an export compares before it gives the name
 TOLERANCE = {"float32": 1e-5, "float16": 1e-2, "int8": 0.25, "int8_weights": 0.1}
 
+_REMEDIES = {
+    "float32": "Look whether the model draws random numbers in inference, or has random weights still.",
+    "float16": "float16 needs weights and activations below 65504.",
+    "int8": "int8 needs representative_data like what the model will see.",
+    "int8_weights": "float16 rounds weights less.",
+}
+
 
 def check_parity(
     model: keras.Model,
@@ -115,10 +122,10 @@ def require_parity(parity: Parity, precision: str) -> Parity:
         ParityError: If it did not.
     """
     if not parity.passed:
+        article = "An" if precision.startswith("int8") else "A"
         raise ParityError(
-            f"A {precision} file must agree with Keras within {parity.tolerance:g} of the largest output. "
-            f"Received: relative error {parity.relative_error:.3g} on {parity.samples} samples. "
-            "Nothing was written. int8 needs representative_data like what the model will see; float16 "
-            "needs weights and activations below 65504."
+            f"{article} {precision} file must agree with Keras within {parity.tolerance:g} of the largest "
+            f"output. Received: relative error {parity.relative_error:.3g} on {parity.samples} samples. "
+            f"Nothing was written. {_REMEDIES[precision]}"
         )
     return parity
