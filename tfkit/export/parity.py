@@ -122,10 +122,9 @@ def require_parity(parity: Parity, precision: str) -> Parity:
         ParityError: If it did not.
     """
     if not parity.passed:
-        article = "An" if precision.startswith("int8") else "A"
         raise ParityError(
-            f"{article} {precision} file must agree with Keras within {parity.tolerance:g} of the largest "
-            f"output. Received: relative error {parity.relative_error:.3g} on {parity.samples} samples. "
+            f"A file in {precision} must agree with Keras within {parity.tolerance:g} of the largest output. "
+            f"Received: relative error {parity.relative_error:.3g} on {parity.samples} samples. "
             f"Nothing was written. {_REMEDIES[precision]}"
         )
     return parity
