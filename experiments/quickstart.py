@@ -332,9 +332,10 @@ class Job:
         return -(-len(clean) // BATCH)
 
     def _copy(self, model: keras.Model) -> keras.Model:
+        """Returns a copy of which all layers learn, whatever was frozen: a frozen layer gets no zeros."""
         copy = keras.models.clone_model(model)
         copy.set_weights(model.get_weights())
-        return copy
+        return tfkit.configure_base_model(copy, "*")
 
     def _denoise(self, model: keras.Model) -> np.ndarray:
         return np.concatenate([model(tile[None], training=False) for tile in self.noisy_test])

@@ -83,10 +83,10 @@ def _summary(stages: pd.DataFrame) -> list[str]:
         f"pictures from {noisy.psnr_db:.1f} to {zero.psnr_db:.1f} dB, the adapted one to "
         f"{dense.psnr_db:.1f} dB.",
         f"Pruning made {zeros:.0%} of all weights zero and changed the quality by "
-        f"{pruned.psnr_db - dense.psnr_db:+.2f} dB (as many more updates without zeros: "
-        f"{longer.psnr_db - dense.psnr_db:+.2f} dB); gzipped, the float32 file is "
+        f"{pruned.psnr_db - dense.psnr_db:+z.2f} dB (as many more updates without zeros: "
+        f"{longer.psnr_db - dense.psnr_db:+z.2f} dB); gzipped, the float32 file is "
         f"{dense.gzip_bytes / pruned.gzip_bytes:.1f} times smaller.",
-        f"Full int8 changed it by {small.psnr_db - pruned.psnr_db:+.2f} dB more. The file that ships has "
+        f"Full int8 changed it by {small.psnr_db - pruned.psnr_db:+z.2f} dB more. The file that ships has "
         f"{kilobytes[small.name]} instead of {kilobytes[dense.name]} "
         f"({dense.size_bytes / small.size_bytes:.1f} times less; gzipped {small.gzip_bytes / 1000:.0f} kB) "
         f"and runs {dense.latency_ms / small.latency_ms:.1f} times as fast on this machine.",

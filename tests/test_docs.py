@@ -98,6 +98,10 @@ def test_readme_script_prunes_and_exports_a_users_model(tmp_path, monkeypatch):
 
     exec(compile(script, "README.md", "exec"), namespace)
 
+    kernels = [np.asarray(layer.kernel) for layer in namespace["model"].layers if layer.weights]
+    assert len(kernels) == 8
+    for kernel in kernels:
+        assert np.mean(kernel == 0) == pytest.approx(0.8, abs=0.5 / kernel.size)
     assert namespace["report"].path("mobile").is_relative_to(pathlib.Path("shipped").resolve())
     assert namespace["report"].path("mobile").is_file()
 

@@ -569,6 +569,13 @@ def test_a_pattern_of_another_kind_is_a_type_error(pattern):
         paths(shared(models.conv_net), pattern)
 
 
+def test_a_mapping_is_refused_for_its_values_would_go_unread():
+    with pytest.raises(
+        ArgumentTypeError, match=r"as one or as a list\. Received: \{'conv1': False\}.*Write \["
+    ):
+        paths(shared(models.conv_net), {"conv1": False})
+
+
 @pytest.mark.parametrize("call", [lambda model: tfkit.select_layers(model, "*"), tfkit.layer_table])
 def test_something_that_is_no_model_is_a_type_error(call):
     message = r"`model` must be a Keras 3 model.*Received: model='net' of type builtins\.str.*load_model"

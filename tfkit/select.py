@@ -5,7 +5,7 @@ import difflib
 import fnmatch
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Union
 
 import keras
@@ -117,7 +117,8 @@ class _Index:
         else:
             raise ArgumentTypeError(
                 "A pattern must be a string, a layer or a function of a layer. "
-                f"Received: pattern={pattern!r} of type {type(pattern).__name__}."
+                f"Received: pattern={pattern!r} of type {type(pattern).__name__}. "
+                "tfkit.layer_table(model).path lists the names."
             )
         if not hits:
             raise self._not_found(pattern)
@@ -263,7 +264,16 @@ def select_layers(model: keras.Model, patterns: Pattern | Iterable[Pattern]) -> 
 
 
 def list_patterns(patterns: Pattern | Iterable[Pattern]) -> list[Pattern]:
-    """Returns patterns, alone or in any iterable, as a list."""
+    """Returns patterns, alone or in any iterable, as a list.
+
+    Raises:
+        ArgumentTypeError: If they are a mapping, of which the values would go unread.
+    """
+    if isinstance(patterns, Mapping):
+        raise ArgumentTypeError(
+            f"Patterns come as one or as a list. Received: {patterns!r} of type {type(patterns).__name__}. "
+            "Write ['decoder_*', '!decoder_conv1'] to take layers and leave some out."
+        )
     if isinstance(patterns, str | Selection) or callable(patterns) or not isinstance(patterns, Iterable):
         return [patterns]
     return list(patterns)

@@ -159,6 +159,20 @@ def test_require_parity_refuses_what_did_not_pass():
         require_parity(parity(0.75), "int8")
 
 
+@pytest.mark.parametrize(
+    ("precision", "remedy"),
+    [
+        ("float32", "random"),
+        ("float16", "65504"),
+        ("int8", "representative_data"),
+        ("int8_weights", "float16"),
+    ],
+)
+def test_require_parity_tells_what_to_do_for_this_precision_alone(precision, remedy):
+    with pytest.raises(tfkit.ParityError, match=rf"Nothing was written\. [^.]*{remedy}[^.]*\.$"):
+        require_parity(parity(0.75), precision)
+
+
 # check_parity.
 
 

@@ -229,7 +229,7 @@ def test_a_sparse_file_that_is_wrong_without_avx_is_passed_over(tmp_path, monkey
     monkeypatch.setattr(module_of("candidates"), "analyse", lambda program: mistaken)
     report = export(cluster(True), tmp_path, ("mobile",))
     assert files(report) == {("mobile", DEVICE): "model-float16.tflite"}
-    assert "not sparse-float16: A float16 file must agree" in reason(report, "mobile", DEVICE)
+    assert "not sparse-float16: A file in float16 must agree" in reason(report, "mobile", DEVICE)
 
 
 # Without qemu.

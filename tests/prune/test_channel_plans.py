@@ -376,6 +376,15 @@ def test_an_impossible_target_tells_the_least(most, units):
     assert "raise max_ratio, lower multiple_of, or let more `layers`" in str(caught.value)
 
 
+def test_a_percentage_in_place_of_a_share_is_told_apart_from_a_count():
+    with pytest.raises(
+        tfkit.PruningError, match=r"flops=50\. The least is .* a fraction: 0\.5 for 50%\. Ask"
+    ):
+        plan_of(flops=50)
+    with pytest.raises(tfkit.PruningError, match=r"flops=100\. The least is .* of today's\. Ask for less"):
+        plan_of(flops=100)
+
+
 def test_the_least_itself_is_possible():
     for most, units in ((0.5, (8, 12, 16)), (0.75, (4, 6, 8))):
         assert list(widths(plan_of(flops=flops(*units), max_ratio=most)).values()) == list(units)

@@ -682,6 +682,43 @@ def test_stripping_what_was_never_pruned_warns_of_the_schedule():
         tfkit.strip_pruning(model)
 
 
+def test_stripping_frozen_layers_that_were_never_pruned_says_that_they_are_frozen():
+    names = [f"d{number}" for number in range(8)]
+    model = keras.Sequential([keras.Input((4,)), *(layers.Dense(4, name=name) for name in names)])
+    tfkit.prune_low_magnitude(model, tfkit.ConstantSparsity(0.5, begin_step=1, frequency=1))
+    for name in names[:7]:
+        model.get_layer(name).trainable = False
+    with pytest.warns(UserWarning, match=r"^No zeros in d") as caught:
+        tfkit.strip_pruning(model)
+    frozen, late = (str(warning.message) for warning in caught)
+    assert frozen.startswith("No zeros in d0, d1, d2, d3, d4 and 2 more: they are frozen")
+    assert "configure_base_model(model, '*')" in frozen
+    assert late.startswith("No zeros in d7: the schedule never pruned there")
+
+
+def test_stripping_before_the_schedule_has_ended_tells_both_updates():
+    model = tfkit.prune_low_magnitude(
+        net(), tfkit.PolynomialDecay(0.2, 0.8, begin_step=1, end_step=500, frequency=1)
+    )
+    optimizer = keras.optimizers.SGD(0.1)
+    for _ in range(2):
+        take_step(model, optimizer)
+    with pytest.warns(UserWarning, match=r"^Fewer zeros .* d1: training ended at update 2 .* ends at 500\."):
+        tfkit.strip_pruning(model)
+
+
+def test_stripping_after_the_end_or_with_a_constant_sparsity_warns_of_nothing(recwarn):
+    for schedule in (
+        tfkit.PolynomialDecay(0.2, 0.8, begin_step=1, end_step=2, frequency=1),
+        tfkit.ConstantSparsity(0.5, begin_step=1, end_step=500, frequency=1),
+    ):
+        model, optimizer = tfkit.prune_low_magnitude(net(), schedule), keras.optimizers.SGD(0.1)
+        for _ in range(2):
+            take_step(model, optimizer)
+        tfkit.strip_pruning(model)
+    assert not [each for each in recwarn if "zeros" in str(each.message)]
+
+
 def test_a_schedule_class_instead_of_a_schedule_is_refused():
     with pytest.raises(tfkit.ArgumentTypeError, match=r"must be a schedule.*Received: pruning_schedule="):
         tfkit.prune_low_magnitude(net(), tfkit.ConstantSparsity)

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import pathlib
+import reprlib
 import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any, cast
@@ -297,7 +298,8 @@ class Maker:
             return float(score)
         except (TypeError, ValueError) as error:
             raise ArgumentError(
-                f"`evaluate` must return a number, more being better. Received: {score!r} from evaluate."
+                "`evaluate` must return a number, more being better. "
+                f"Received: {reprlib.repr(score)} from evaluate."
             ) from error
 
     def _judged(self, artifact: Artifact) -> Made:

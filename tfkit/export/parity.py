@@ -28,6 +28,13 @@ _REMEMBERED: contextvars.ContextVar[dict[tuple[int, bytes], Answers] | None] = c
     "_REMEMBERED", default=None
 )
 
+_REMEDIES = {
+    "float32": "Look whether the model draws random numbers in inference, or has random weights still.",
+    "float16": "float16 needs weights and activations below 65504.",
+    "int8": "int8 needs representative_data like what the model will see.",
+    "int8_weights": "float16 rounds weights less.",
+}
+
 
 def check_parity(
     model: keras.Model,
@@ -146,9 +153,8 @@ def require_parity(parity: Parity, precision: str) -> Parity:
     """
     if not parity.passed:
         raise ParityError(
-            f"A {precision} file must agree with Keras within {parity.tolerance:g} of the largest output. "
+            f"A file in {precision} must agree with Keras within {parity.tolerance:g} of the largest output. "
             f"Received: relative error {parity.relative_error:.3g} on {parity.samples} samples. "
-            "Nothing was written. int8 needs representative_data like what the model will see; float16 "
-            "needs weights and activations below 65504."
+            f"Nothing was written. {_REMEDIES[precision]}"
         )
     return parity

@@ -24,7 +24,8 @@ def kind_of(path: pathlib.Path) -> Kind:
                 return "tflite"
     raise ArgumentError(
         "An artifact is a .tflite file or a SavedModel directory. "
-        f"Received: path={str(path)!r}, which is neither."
+        f"Received: path={str(path)!r}, which is neither. "
+        "Make one of a Keras model by tfkit.export."
     )
 
 

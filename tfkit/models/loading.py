@@ -101,7 +101,9 @@ def _check_model_file(source: Any, weights: Any, input_shape: Any, options: dict
     if not path.is_file() or path.suffix != ".keras":
         raise ArgumentError(
             "`source` must be the path of a .keras file. "
-            f"Received: source={str(path)!r}, which is {'no .keras file' if path.is_file() else 'no file'}."
+            f"Received: source={str(path)!r}, which is {'no .keras file' if path.is_file() else 'no file'}. "
+            "Give a path from this folder or a whole one; an old .h5 model goes through "
+            "keras.models.load_model(path).save('model.keras')."
         )
     given = {"input_shape": input_shape, **options} if input_shape is not None else dict(options)
     if weights == "imagenet":

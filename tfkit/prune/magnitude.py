@@ -1,7 +1,6 @@
 """Magnitude pruning of Keras 3 models, without wrappers and without a callback."""
 
 import functools
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +24,7 @@ from tfkit.prune.arguments import (
 )
 from tfkit.prune.kernels import Weight, weights_of
 from tfkit.prune.mask import PoolingType, Scope, Structure, apply_mask, draw_masks
-from tfkit.prune.pruning import Family, LayerMasks, MagnitudeMask, Pruning, Schedule
+from tfkit.prune.pruning import Family, LayerMasks, MagnitudeMask, Pruning, Schedule, warn_of_few_zeros
 from tfkit.select import Pattern
 
 if TYPE_CHECKING:
@@ -237,15 +236,10 @@ def strip_pruning(model: keras.Model) -> keras.Model:
         raise PruningError(
             "`strip_pruning` takes a model that is being pruned. "
             f"Received: model={model.name!r}, which carries no mask. "
-            "Call tfkit.prune_low_magnitude(model) first; a model pruned by tfkit.prune_now needs no strip."
+            "Call tfkit.prune_low_magnitude(model) first; a model pruned by tfkit.prune_now, or loaded from "
+            "a file, needs no strip."
         )
-    if dense := [each.path for each in masked if each.variable.constraint.family.missed(each.variable)]:
-        warnings.warn(
-            f"No zeros in {', '.join(dense[:5])}: the schedule never pruned there. "
-            "A schedule acts at updates begin_step, begin_step + frequency, … that training reaches "
-            "(TFMOT's default frequency is 100), and only on layers that train.",
-            stacklevel=2,
-        )
+    warn_of_few_zeros({each.path: each.variable for each in masked})
     for weight in masked:
         weight.variable.constraint = weight.variable.constraint.before
     for layer in graph.sublayers(model):

@@ -2,8 +2,9 @@
 
 import math
 import numbers
+import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -125,6 +126,14 @@ class Family:
         sparsity = max(float(self.schedule(ops.cast(step, "int64"))[1]) for step in steps)
         size = sum(math.prod(each.shape) for each in rivals)
         return self.structure.m_by_n is not None or int(keep_count(size, sparsity)) < size
+
+    def early(self) -> tuple[int, int] | None:
+        """Returns the update that training reached and that of the end, if zeros were still to come."""
+        step, end = int(ops.convert_to_tensor(self.pruning.step)), end_step(self.schedule)
+        if step >= end or self.structure.m_by_n is not None:
+            return None
+        now, last = (float(self.schedule(ops.cast(each, "int64"))[1]) for each in (step, end))
+        return (step, end) if now < last else None
 
     def draw(self, optimizer: keras.optimizers.Optimizer, step: Any, complete: Any) -> None:
         """Draws the masks of what the optimizer trains, if the schedule says so at this step."""
@@ -252,3 +261,40 @@ class LayerMasks(KerasSaveable, tf.__internal__.tracking.AutoTrackable):
 
     def _obj_type(self) -> str:
         return "Operation"
+
+
+def warn_of_few_zeros(masked: Mapping[str, keras.Variable]) -> None:
+    """Warns the caller of the calling function of weights without the zeros that were asked for.
+
+    Args:
+        masked: Weights that carry a mask, by their paths.
+    """
+    families = {path: variable.constraint.family for path, variable in masked.items()}
+    dense = {path: variable for path, variable in masked.items() if families[path].missed(variable)}
+    if frozen := [path for path, variable in dense.items() if not variable.trainable]:
+        warnings.warn(
+            f"No zeros in {_names(frozen)}: they are frozen, and a schedule prunes only what trains. "
+            "Let them train before you fit, by tfkit.configure_base_model(model, '*'), or leave them out of "
+            "`layers`; tfkit.prune_now prunes frozen layers at once.",
+            stacklevel=3,
+        )
+    if never := [path for path, variable in dense.items() if variable.trainable]:
+        warnings.warn(
+            f"No zeros in {_names(never)}: the schedule never pruned there. "
+            "A schedule acts at updates begin_step, begin_step + frequency, … that training reaches; "
+            "TFMOT's default frequency is 100. In a short run pass frequency=2 and a smaller end_step.",
+            stacklevel=3,
+        )
+    if early := {path: steps for path in families.keys() - dense if (steps := families[path].early())}:
+        paths = [path for path in masked if path in early]
+        step, end = early[paths[0]]
+        warnings.warn(
+            f"Fewer zeros than asked for in {_names(paths)}: training ended at update {step} and the "
+            f"schedule ends at {end}. Steps are optimizer updates, epochs times batches: choose an end_step "
+            "that training reaches, or train on before you strip.",
+            stacklevel=3,
+        )
+
+
+def _names(paths: list[str]) -> str:
+    return ", ".join(paths[:5]) + (f" and {len(paths) - 5} more" if len(paths) > 5 else "")

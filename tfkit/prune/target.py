@@ -87,8 +87,10 @@ def require_possible(target: Target, wanted: float, least: float, whole: float) 
             limit = f"The most is ratio={1 - least / whole:.4g}"
         else:
             limit = f"The least is {_said(target, least)}, {least / whole:.4g} of today's"
+        share = f"A share is a fraction: {target.amount / 100:g} for {target.amount:g}%. "
         raise PruningError(
             f"A target must be possible. Received: {target}. {limit}. "
+            f"{share if target.name in ('flops', 'parameters') and 1 < target.amount < 100 else ''}"
             "Ask for less to go, raise max_ratio, lower multiple_of, or let more `layers` lose channels."
         )
 
