@@ -19,13 +19,7 @@ import numpy as np
 
 from tfkit.errors import ArgumentError
 from tfkit.optim import curves
-from tfkit.optim.arguments import (
-    Curve,
-    require_count,
-    require_curve,
-    require_fraction,
-    require_nonnegative,
-)
+from tfkit.optim.arguments import Curve, require_count, require_curve, require_fraction, require_nonnegative
 from tfkit.optim.rate import accumulation, count_updates, read_rate, require_assignable_rate, set_rate
 from tfkit.resume import ResumableCallback
 
