@@ -90,6 +90,42 @@ class TestKilled:
         assert not (killed[1].directory / "snapshots").exists()
 
 
+LAST_WORDS = """
+import os, sys
+from tests.tune.test_search import one_weight, run
+from tfkit.tune.trial import SearchTuner
+
+def build():
+    if sys.argv[2] == "failed":
+        raise RuntimeError("a fault of its own")
+    return one_weight()
+
+SearchTuner.on_trial_end = lambda *_: os._exit(9)
+run(sys.argv[1], build)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("status", ["completed", "failed"])
+def test_a_trial_of_which_keras_tuner_never_heard_is_not_run_again(tmp_path, status):
+    """The process ends between the trial's record and keras-tuner's own."""
+    command = [sys.executable, "-W", "ignore", "-c", LAST_WORDS, str(tmp_path), status]
+    assert subprocess.run(command, cwd=ROOT, timeout=120, check=False).returncode == 9
+    record = tmp_path / "trials" / "000000.json"
+    before = record.read_bytes()
+    assert json.loads(before)["status"] == status
+    assert run(tmp_path).table.status.tolist() == [status, "completed"]
+    assert record.read_bytes() == before
+
+
+def test_a_trial_that_a_wrong_call_ended_is_run_by_the_corrected_one(tmp_path):
+    run(tmp_path, max_trials=1)
+    with pytest.raises(tfkit.ArgumentError, match="`build` must return a compiled Keras 3 model"):
+        run(tmp_path, lambda: None)
+    assert SearchResult.load(tmp_path).table.status.tolist() == ["completed", "stopped"]
+    assert run(tmp_path).table.status.tolist() == ["completed"] * 2
+
+
 def interrupted(folder, tuner="grid", trials=3):
     """A search of which one trial is done and one under way."""
     count = []

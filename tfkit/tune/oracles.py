@@ -9,7 +9,7 @@ from keras_tuner import oracles
 from keras_tuner.engine import trial as trials
 
 from tfkit.errors import SearchError
-from tfkit.tune.result import TRIALS, read_record, write_json
+from tfkit.tune.result import read_record, record_path, write_json
 from tfkit.tune.space import SearchSpace
 
 if TYPE_CHECKING:  # it stands before the class of an oracle, whose methods it extends
@@ -56,7 +56,7 @@ class _Careful(_Oracle):
             return trials.Trial.from_state(json.loads((folder / "trial.json").read_text()))
         except (ValueError, FileNotFoundError, KeyError) as error:
             number = folder.name.removeprefix("trial_")
-            record = read_record(folder.parents[1] / TRIALS / f"{int(number):06d}.json")
+            record = read_record(record_path(folder.parents[1], int(number)))
             if record is None:
                 raise SearchError(
                     "A trial's file must be whole, or its record must be. "

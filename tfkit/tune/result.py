@@ -54,13 +54,14 @@ class TrialRecord:
 
     def write(self, directory: pathlib.Path) -> None:
         """Puts the record on disk, whole or not at all."""
-        path = self.path(directory)
+        path = record_path(directory, self.trial)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, dataclasses.asdict(self))
 
-    def path(self, directory: pathlib.Path) -> pathlib.Path:
-        """Returns where the record is kept."""
-        return directory / TRIALS / f"{self.trial:06d}.json"
+
+def record_path(directory: pathlib.Path, trial: int) -> pathlib.Path:
+    """Returns where a trial's record is kept."""
+    return directory / TRIALS / f"{trial:06d}.json"
 
 
 def write_json(path: pathlib.Path, content: Any) -> None:

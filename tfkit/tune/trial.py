@@ -16,7 +16,7 @@ import numpy as np
 
 from tfkit.tune.bench import Bench, WrongCallError, moving_variables, plain_decay, require_reported
 from tfkit.tune.ledger import Ledger
-from tfkit.tune.result import SNAPSHOTS, TrialRecord, read_record, write_json
+from tfkit.tune.result import SNAPSHOTS, TrialRecord, read_record, record_path, write_json
 from tfkit.tune.snapshot import Snapshot, read_values, write_values
 
 LEAST_TRIALS = 5  # to compare with before one is called hopeless
@@ -136,28 +136,37 @@ class SearchTuner(keras_tuner.engine.base_tuner.BaseTuner):
 
     def run_trial(self, trial: Any) -> dict[str, float | None]:
         number, values = int(trial.trial_id), dict(trial.hyperparameters.values)
-        record = TrialRecord(number, "running", _own(values), worker=self._worker)
-        earlier = read_record(record.path(self._folder))
-        if earlier is not None and not earlier.is_over:
-            record.seconds = earlier.seconds
-        record.write(self._folder)
-        start = time.perf_counter() - record.seconds
-        try:
-            self._train(trial, record, values)
-        except BaseException as error:
-            record.status = "failed" if isinstance(error, Exception) else "stopped"
-            record.error = traceback.format_exc()
-            if record.is_over:
-                snapshot_path(self._folder, number).unlink(missing_ok=True)
-            raise
-        finally:
-            record.seconds = time.perf_counter() - start
-            record.write(self._folder)
+        earlier = read_record(record_path(self._folder, number))
+        if earlier is not None and earlier.is_over:
+            record = earlier  # a process was killed before keras-tuner heard of it
+            if record.status == "failed":
+                raise keras_tuner.errors.FailedTrialError(record.error)
+        else:
+            seconds = 0.0 if earlier is None else earlier.seconds
+            record = TrialRecord(number, "running", _own(values), seconds=seconds, worker=self._worker)
+            self._run_recorded(trial, record, values)
         self.ledger.keep(self._keep_checkpoints)
         if not values.get("tuner/epochs"):  # Hyperband may go on from there
             snapshot_path(self._folder, number).unlink(missing_ok=True)
         self._progress(number, self._epochs, self.ledger.best)
         return {self.oracle.objective.name: record.score}
+
+    def _run_recorded(self, trial: Any, record: TrialRecord, values: dict[str, Any]) -> None:
+        """Trains a trial's model; its record on disk tells how that ends, however it ends."""
+        record.write(self._folder)
+        start = time.perf_counter() - record.seconds
+        try:
+            self._train(trial, record, values)
+        except BaseException as error:
+            is_its_own = isinstance(error, Exception) and not isinstance(error, WrongCallError)
+            record.status = "failed" if is_its_own else "stopped"
+            record.error = traceback.format_exc()
+            if record.is_over:
+                snapshot_path(self._folder, record.trial).unlink(missing_ok=True)
+            raise
+        finally:
+            record.seconds = time.perf_counter() - start
+            record.write(self._folder)
 
     def _train(self, trial: Any, record: TrialRecord, values: dict[str, Any]) -> None:
         """Trains a trial's model and notes the outcome in its record."""
