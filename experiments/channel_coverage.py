@@ -5,7 +5,7 @@ and additions. Then it must hold, within 1e-5 of the largest output: the masked 
 what the smaller one does, the smaller one comes back from a `.keras` file unchanged, and its
 TFLite file computes the same on LiteRT. Every network runs in a process of its own.
 
-    python -m experiments.channel_coverage             half an hour, two cores
+    python -m experiments.channel_coverage             half an hour to an hour, two cores
     python -m experiments.channel_coverage --quick     two small networks, under a minute
 
 Expected: all 40. For comparison: Torch-Pruning reports 77 of 85 networks of torchvision.
@@ -139,8 +139,8 @@ def randomized(name: str, seed: int) -> keras.Model:
     """Returns a network whose weights and statistics are all random, channel by channel.
 
     Statistics are measured on random pictures, and variances then made larger. With those that a
-    network begins with EfficientNetV2L puts out 3e9 and magnifies a change of its input by a
-    ten-millionth to one of the output by 70%, and so it does rounding. With these it stays below
+    network begins with EfficientNetV2L puts out 3e9 and magnifies a change of its input by two
+    ten-millionths to one of the output by 73%, and so it does rounding. With these it stays below
     2e-6, and outputs depend on the picture: by 1 to 5% in MobileNetV2, DenseNet201, NASNetLarge
     and InceptionResNetV2, by less in EfficientNets.
     """

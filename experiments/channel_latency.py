@@ -10,7 +10,7 @@ Weights are random, with scales drawn for each channel (lognormal, 0.5) as the s
 trained filters has it, and statistics are measured on photographs, so that int8 has numbers
 to work with: time does not depend on values, and nothing is claimed of accuracy.
 
-    python -m experiments.channel_latency             a quarter of an hour, two cores
+    python -m experiments.channel_latency             ten minutes to a quarter of an hour, two cores
     python -m experiments.channel_latency --quick     MobileNetV2 only, about two minutes
 
 All networks of one kind are timed in turns in one run; the tables give medians.

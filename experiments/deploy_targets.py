@@ -7,7 +7,7 @@ instructions on two ARM64 under qemu: a Cortex-A76 with dot products of int8, as
 2018, and a Cortex-A72 without. Dynamic-range int8 is measured to show why tfkit never chooses it. What
 `tfkit.export` chooses for the pruned network stands in a table of its own.
 
-    python -m experiments.deploy_targets             about ten minutes
+    python -m experiments.deploy_targets             ten minutes to half an hour
     python -m experiments.deploy_targets --quick     96 pixels, without ARM64, two minutes
 
 Needs Debian's chromium, npm (then `npm install`), qemu-user and gcc.

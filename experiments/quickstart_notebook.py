@@ -4,7 +4,7 @@ Every code cell comes from `experiments.quickstart`: a stage's method becomes a 
 the job, and the line of `Job.run` that calls it stands below. So the notebook cannot say
 anything else than the script does; a test compares them.
 
-    python -m experiments.quickstart_notebook                about 5 minutes, two cores
+    python -m experiments.quickstart_notebook                5 to 7 minutes, two cores
     python -m experiments.quickstart_notebook --quick        under a minute, to try the machinery
 
 Needs what `pip install '.[docs]'` brings. Writes docs/main-job-notebook.ipynb, or `--output`.

@@ -39,7 +39,7 @@ def command(
         run: Takes a config and the output folder; returns tables and pictures by name.
     """
     parser = argparse.ArgumentParser(prog=f"python -m experiments.{name}", description=question)
-    parser.add_argument("--quick", action="store_true", help="a small run, under a minute")
+    parser.add_argument("--quick", action="store_true", help="a small run, two minutes at most")
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("results", name), metavar="DIR")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)

@@ -4,7 +4,7 @@ Three questions. How much faster is `fit_cached` than `fit` on a frozen MobileNe
 96×96) with a new head? How long does `select_layers` take on 5,000 layers? What do the
 learning-rate callbacks add to a training step?
 
-    python -m experiments.training_speed             about four minutes, two cores
+    python -m experiments.training_speed             three to four minutes, two cores
     python -m experiments.training_speed --quick     under a minute
 
 Each pair is timed in turns within one run; the tables give medians over the rounds.

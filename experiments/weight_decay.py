@@ -5,7 +5,7 @@ y = 0.05 + Σ 0.01 x + noise, so 20 samples leave it wide open and a model witho
 fits them perfectly for the wrong reasons. λ = 0 against λ = 3, coupled (a penalty in the
 loss, `add_weight_penalty`) against decoupled (`set_weight_decay`), under SGD and Adam.
 
-    python -m experiments.weight_decay             about a minute, two cores
+    python -m experiments.weight_decay             one to three minutes, two cores
     python -m experiments.weight_decay --quick     under half a minute
 
 Seeded; every row is a mean over `repeats` draws of data and initial weights.

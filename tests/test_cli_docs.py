@@ -8,11 +8,11 @@ import shlex
 import pytest
 
 from tests.cli_calls import ROOT, call, leaves
-from tests.test_docs import run_blocks
 from tfkit.cli import main
 
 PAGE = ROOT / "docs" / "command-line.md"
-EXAMPLES = [shlex.split(each) for each in re.findall(r"^\$ tfkit (.*)$", PAGE.read_text(), re.MULTILINE)]
+TEXT = PAGE.read_text()
+EXAMPLES = [shlex.split(each) for each in re.findall(r"^\$ tfkit (.*)$", TEXT, re.MULTILINE)]
 
 
 def test_the_page_has_an_example_of_every_command():
@@ -23,15 +23,25 @@ def test_the_page_has_an_example_of_every_command():
 def test_every_option_on_the_page_exists():
     commands = [functools.reduce(lambda group, name: group.commands[name], words, main) for words in leaves()]
     known = {option for each in commands for one in each.params for option in one.opts + one.secondary_opts}
-    assert set(re.findall(r"--[a-z][a-z-]+", PAGE.read_text())) <= known | {"--help"}
+    assert set(re.findall(r"--[a-z][a-z-]+", TEXT)) <= known | {"--help"}
 
 
 @pytest.mark.slow
-def test_the_examples_run_in_their_order(tmp_path, monkeypatch):
+def test_the_page_runs_from_top_to_bottom(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    run_blocks(PAGE)
-    for words in EXAMPLES:
-        if words[0] in ("inspect", "prune", "export", "bench"):  # tune needs a job; doctor judges the machine
+    namespace = {}
+    for block, example in re.findall(
+        r"^(?:```python\n(.*?)^```|\$ tfkit ([^\n]*))$", TEXT, re.MULTILINE | re.DOTALL
+    ):
+        words = shlex.split(example)
+        if block:
+            exec(compile(block, str(PAGE), "exec"), namespace)
+        elif words[0] in (
+            "inspect",
+            "prune",
+            "export",
+            "bench",
+        ):
             done = call(*words)
             assert done.exit_code == 0, done.output
     assert pathlib.Path("out/report.html").is_file()

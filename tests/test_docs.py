@@ -12,8 +12,9 @@ import tfkit
 
 ROOT = pathlib.Path(__file__).parents[1]
 OWN_IMAGES = ROOT / "docs/tutorial-own-images.md"  # reads a folder, and downloads weights
+APART = [OWN_IMAGES, ROOT / "docs/command-line.md"]  # whose commands test_cli_docs runs between the blocks
 PAGES = [
-    page for page in sorted(ROOT.glob("docs/*.md")) if "```python" in page.read_text() and page != OWN_IMAGES
+    page for page in sorted(ROOT.glob("docs/*.md")) if "```python" in page.read_text() and page not in APART
 ]
 
 

@@ -37,7 +37,7 @@ def prune() -> None:
     \b
       model = keras.models.load_model("pruned.keras")
       once = tfkit.ConstantSparsity(0.8, begin_step=1, end_step=1, frequency=1)
-      tfkit.prune_low_magnitude(model, once)
+      tfkit.prune_low_magnitude(model, once)  # with the layers that were pruned
       model.compile(...)
       model.fit(...)
       tfkit.strip_pruning(model).save("trained.keras")
