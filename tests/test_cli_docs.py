@@ -36,12 +36,7 @@ def test_the_page_runs_from_top_to_bottom(tmp_path, monkeypatch):
         words = shlex.split(example)
         if block:
             exec(compile(block, str(PAGE), "exec"), namespace)
-        elif words[0] in (
-            "inspect",
-            "prune",
-            "export",
-            "bench",
-        ):
+        elif words[0] not in ("tune", "doctor"):  # which need a job, and judge the machine
             done = call(*words)
             assert done.exit_code == 0, done.output
     assert pathlib.Path("out/report.html").is_file()
