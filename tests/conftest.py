@@ -1,6 +1,9 @@
 """What holds for every test."""
 
+import gc
 import os
+
+import pytest
 
 # Workers share the cores: with a pool of threads for every core each, they wait for one another.
 # TensorFlow reads this when it is first imported, here and in the processes that tests start.
@@ -8,3 +11,10 @@ if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
     share = str(max(1, len(os.sched_getaffinity(0)) // int(workers)))
     os.environ.setdefault("TF_NUM_INTRAOP_THREADS", share)
     os.environ.setdefault("OMP_NUM_THREADS", share)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def frozen_heap():
+    """What is there when a file begins stays there: `gc.collect`, which searches call, need not go through it."""
+    gc.collect()
+    gc.freeze()
