@@ -109,7 +109,7 @@ with tempfile.TemporaryDirectory() as folder:
     try:
         fit(killed, *callbacks(folder + "/b"), Die(), epochs=3)
     except KeyboardInterrupt:
-        fit(again, *callbacks(folder + "/b"), epochs=3)
+        answer["epochs"] = fit(again, *callbacks(folder + "/b"), epochs=3).epoch
     answer["resumed"] = difference(read(again), read(whole))
 
 with tempfile.TemporaryDirectory() as folder:
@@ -184,6 +184,7 @@ def test_the_rates_are_those_of_the_curve_and_the_plateau(answer):
 
 
 def test_a_fit_that_died_ends_as_one_that_did_not(answer):
+    assert answer["epochs"] == [2]
     assert answer["resumed"] == 0
 
 

@@ -289,10 +289,11 @@ def test_weights_are_loaded_on_top_of_a_model_file(good_file, tmp_path):
 
 @pytest.mark.parametrize("builder", [models.dense_net, models.nested_net, models.sequence_net])
 def test_weights_of_composites_and_compiled_models_fit_their_own_file(builder, tmp_path):
-    model = builder(seed=3)
-    model.compile("adam", "mse", metrics=["mae"])
-    model.optimizer.build(model.trainable_variables)  # whose slots are in the files too
-    model.save(tmp_path / "net.keras")
+    model, other = builder(seed=3), builder(seed=4)
+    for each in (model, other):
+        each.compile("adam", "mse", metrics=["mae"])
+        each.optimizer.build(each.trainable_variables)  # whose slots are in the files too
+    other.save(tmp_path / "net.keras")
     model.save_weights(tmp_path / "net.weights.h5")
     loaded = load(tmp_path / "net.keras", weights=tmp_path / "net.weights.h5")
     for new, saved in zip(loaded.get_weights(), model.get_weights(), strict=True):

@@ -114,11 +114,14 @@ def test_may_be_saved_before_the_first_update(tmp_path):
 
 def test_a_decay_may_still_change_after_loading(tmp_path):
     model = train(ruled(net()))
-    loaded = reload(model, tmp_path)
+    loaded, left = reload(model, tmp_path), reload(model, tmp_path)
     for each in (model, loaded):
         each.optimizer.weight_decay = 2.0
         train(each)
     expect_equal(numbers(loaded), numbers(model))
+    assert rules(loaded) == [[0.25, 2.0], [0.25, 0.0], [1.0, 0.0], [1.0, 0.0], [2.0, 2.0], [2.0, 0.0]]
+    kernel = train(left).get_layer("head").kernel
+    assert np.linalg.norm(loaded.get_layer("head").kernel) < np.linalg.norm(kernel)
 
 
 def test_a_decay_that_was_changed_by_hand_is_the_one_that_is_saved(tmp_path):
@@ -219,7 +222,7 @@ def test_what_keras_was_told_to_exclude_stays_out(tmp_path):
     model = net(optimizers.SGD(0.05))
     model.optimizer.exclude_from_weight_decay(var_names=["kernel"])
     tfkit.set_weight_decay(model, 0.5, one_dimensional=True)
-    assert rules(reload(model, tmp_path)) == rules(model)
+    assert rules(reload(model, tmp_path)) == rules(model) == 3 * [[1.0, 0.0], [1.0, 0.5]]
 
 
 # --- weights files, copies and configs ------------------------------------------------------------------
@@ -251,13 +254,13 @@ def test_a_fit_that_died_goes_on_with_the_decay_of_its_moment(name, tmp_path):
                 raise KeyboardInterrupt
 
     def fit(model, *callbacks):
-        model.fit(X, Y, batch_size=4, epochs=3, shuffle=False, verbose=0, callbacks=list(callbacks))
+        return model.fit(X, Y, batch_size=4, epochs=3, shuffle=False, verbose=0, callbacks=list(callbacks))
 
     whole, killed, again = (ruled(net(OPTIMIZERS[name]())) for _ in range(3))
     fit(whole, Fall())
     with pytest.raises(KeyboardInterrupt):
         fit(killed, keras.callbacks.BackupAndRestore(tmp_path / "b"), Fall(), Die())
-    fit(again, keras.callbacks.BackupAndRestore(tmp_path / "b"), Fall())
+    assert fit(again, keras.callbacks.BackupAndRestore(tmp_path / "b"), Fall()).epoch == [2]
     expect_equal(numbers(again), numbers(whole))
 
 

@@ -15,6 +15,8 @@ from tests.export.test_artifact import PARITY, module_of
 from tests.export.test_signature import net, pair_net
 from tfkit import litert
 from tfkit.export.apart import ApartRun
+from tfkit.export.runners import LiteRT
+from tfkit.export.runtime import load_runner
 
 COLUMNS = [
     "name",
@@ -135,12 +137,19 @@ def test_without_inputs_open_sizes_become_one(tmp_path):
     inputs = keras.Input((None, None, 3))
     artifact = tfkit.export_saved_model(keras.Model(inputs, layers.ReLU()(inputs)), tmp_path / "model")
     assert len(tfkit.benchmark([artifact], runs=1)) == 1
+    assert [each.shape for each in load_runner(artifact.path).zeros()] == [(1, 1, 1, 3)]
 
 
-def test_inputs_are_cut_and_filled_up_to_a_files_batch(tmp_path):
+@pytest.mark.parametrize("count", [1, 4, 7])
+def test_inputs_are_cut_and_filled_up_to_a_files_batch(tmp_path, monkeypatch, count):
     artifact = tfkit.export_tflite(net(), tmp_path / "model.tflite", batch_size=4)
-    for count in (1, 4, 7):
-        assert len(tfkit.benchmark([artifact], runs=1, x=np.ones((count, 6)))) == 1
+    run, given = LiteRT.__call__, []
+    monkeypatch.setattr(LiteRT, "__call__", lambda self, arrays: given.append(arrays) or run(self, arrays))
+    x = np.random.default_rng(0).random((count, 6), dtype="float32")
+    tfkit.benchmark([artifact], runs=1, x=x)
+    assert given
+    for (array,) in given:
+        np.testing.assert_array_equal(array, x[np.arange(4) % count], strict=True)
 
 
 def test_threads_are_told_where_they_were_set(exported):

@@ -61,15 +61,15 @@ def read(variables):
 
 def snapshot(model):
     """Everything that a fit moves, read without tfkit."""
-    masks = [each.constraint.mask for each in model.variables if hasattr(each.constraint, "mask")]
-    clocks = [each.constraint.clock.step for each in model.variables if hasattr(each.constraint, "clock")]
+    pruning = [each.constraint for each in model.variables if hasattr(each.constraint, "mask")]
+    masks = [variable for each in pruning for variable in (each.mask, each.family.pruning.step)]
     inner = getattr(model.optimizer, "inner_optimizer", model.optimizer)
     return {
         "weights": read(model.variables),
         "metrics": read(model.metrics_variables) if model.optimizer.built else None,  # they are built in fit
         "optimizer": read(model.optimizer.variables),
         "inner": read(inner.variables),
-        "masks": read([*masks, *clocks]),
+        "masks": read(masks),
         "built": (model.optimizer.built, inner.built),
         "rate": float(model.optimizer.learning_rate),
         "function": id(model.train_function),
@@ -94,6 +94,7 @@ def same(first, second):
 def test_everything_ends_as_it_began(kind, trained):
     model = make(kind, trained=trained)
     before = snapshot(model)
+    assert bool(before["masks"]) == (kind == "pruned")
     assert len(find(model).table) == STEPS
     same(before, snapshot(model))
 
@@ -146,6 +147,7 @@ def test_data_that_fails_leaves_no_trace():
 
     model = make("pruned", trained=True)
     before = snapshot(model)
+    assert before["masks"]
     with pytest.raises(Exception, match="disk gone"):
         find(model, failing(), None)
     same(before, snapshot(model))

@@ -171,7 +171,6 @@ def test_sensitivity_spares_the_group_that_hurts(spared):
 
 
 def test_a_measured_table_is_followed():
-    """The head reads only d, so that the score of a model whose `d` stays is untouched."""
     model = net()
     wanted = np.asarray(model(X))
 
@@ -181,6 +180,8 @@ def test_a_measured_table_is_followed():
     table = tfkit.layer_sensitivity(model, close, sparsities=[0.25, 0.5, 0.75], kind="channels")
     plan = plan_of(model, flops=0.6, scope="sensitivity", sensitivity=table)
     assert 0.98 * 0.6 <= plan.after["flops"] / plan.before["flops"] <= 1.02 * 0.6
+    swapped = table.assign(path=table.path.replace({"a": "b", "b": "a"}))
+    assert widths(plan) != widths(plan_of(model, flops=0.6, scope="sensitivity", sensitivity=swapped))
 
 
 def test_chance_is_the_same_for_a_seed():

@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+import shutil
 
 import keras
 import pytest
@@ -28,6 +29,7 @@ def test_the_script_keeps_the_same_weights_after_the_change(tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     script, theirs, ours = block("python"), {}, {}
     exec(compile(script, "TFMOT", "exec"), theirs)
+    shutil.rmtree("logs")
     exec(compile(changed(script), "tfkit", "exec"), ours)
     assert isinstance(theirs["model"], tf_keras.Model)
     assert isinstance(ours["model"], keras.Model)

@@ -354,8 +354,8 @@ def test_the_figure_shows_a_stage_that_diverged(tmp_path):
             if len(self.model.trainable_variables) == 2:
                 logs["val_loss"] = math.nan
 
-    compare(callbacks=lambda: [Broken()], plot=tmp_path / "depth.png", epochs=1)
-    assert (tmp_path / "depth.png").is_file()
+    compare(callbacks=lambda: [Broken()], plot=tmp_path / "depth.svg", epochs=1)
+    assert (tmp_path / "depth.svg").read_text().count("<!-- top -->") == 2  # at the axis and in the legend
 
 
 # --- errors that only training shows ----------------------------------------------------------------

@@ -381,7 +381,8 @@ def test_a_fit_that_died_ends_as_one_that_did_not(name, order, epoch, whole):
     root, expected = whole(name)
     model = small(name)
     backup = keras.callbacks.BackupAndRestore(root / f"{order} {epoch}")
-    fit(model, *among(order, backup, tfkit.GradualUnfreezing(RESUMED[name])))
+    history = fit(model, *among(order, backup, tfkit.GradualUnfreezing(RESUMED[name])))
+    assert history.epoch[0] == epoch
     expect_equal(numbers(model), expected)
 
 
@@ -393,8 +394,8 @@ def test_a_traced_fit_that_died_ends_as_one_that_did_not(tmp_path):
         keras.callbacks.BackupAndRestore(tmp_path / "last"),
         Keep(tmp_path),
     )
-    again = net("adam")
-    fit(again, tfkit.GradualUnfreezing(STAGES), keras.callbacks.BackupAndRestore(tmp_path / "last 3"))
+    again, backup = net("adam"), keras.callbacks.BackupAndRestore(tmp_path / "last 3")
+    assert fit(again, tfkit.GradualUnfreezing(STAGES), backup).epoch == [3, 4]
     expect_equal(numbers(again), numbers(model))
 
 

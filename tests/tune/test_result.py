@@ -13,6 +13,7 @@ import pytest
 import tfkit
 from tests.models import dense_net
 from tfkit import SearchResult
+from tfkit.tune import plots
 from tfkit.tune.result import CHECKPOINTS, SPEC, TrialRecord, write_json
 
 COLUMNS = ["trial", "status", "learning_rate", "score", "best_epoch", "epochs", "seconds", "worker", "error"]
@@ -222,9 +223,12 @@ class TestPlot:
         assert image.ndim == 3
         assert image[..., :3].std() > 0
 
-    def test_leaves_out_trials_without_a_score(self, project, tmp_path):
-        project(completed(0, 2.0), failed(1), running(2)).plot(tmp_path / "plot.png")
-        assert matplotlib.image.imread(tmp_path / "plot.png").size
+    def test_leaves_out_trials_without_a_score(self, project):
+        table = project(completed(0, 2.0), failed(1), running(2), completed(3, 1.0)).table
+        trials, space, _, parallel = plots.draw(table, ["learning_rate"], "val_loss", "min").axes
+        assert trials.lines[0].get_xydata().tolist() == [[0, 2.0], [3, 1.0]]
+        assert space.collections[0].get_offsets().tolist() == [[0.01, 2.0], [0.01, 1.0]]
+        assert sum(line.get_alpha() == 0.8 for line in parallel.lines) == 2
 
     def test_the_ending_gives_the_format(self, project, tmp_path):
         project(completed(0, 2.0)).plot(tmp_path / "plot.svg")
