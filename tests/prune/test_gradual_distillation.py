@@ -119,9 +119,19 @@ def test_loss_weights_of_several_outputs_count_under_distillation():
     assert {"a_mae", "pruned_a_mae"} <= {*done.table.columns}
 
 
-def test_several_losses_of_distillation():
-    losses = [FEATURES(loss="mse"), keras.distillation.LogitsDistillation(temperature=2.0)]
-    assert len(run(distillation=losses, steps=1).table) == 1
+def test_several_losses_of_distillation_add_up():
+    model = net(optimizer=keras.optimizers.SGD(0.1))
+    divergence = keras.losses.KLDivergence()  # Keras 3.15 takes its default, a word, without a softmax
+    losses = [FEATURES(loss="mse"), keras.distillation.LogitsDistillation(2.0, divergence)]
+    done = run(model, distillation=losses, steps=1, batch_size=32)
+
+    def loss(smaller):
+        taught, learned = (tf.nn.softmax(each(X) / 2) for each in (model, smaller))
+        logits = 4 * tf.reduce_mean(tf.reduce_sum(taught * tf.math.log(taught / learned), -1))
+        features = tf.reduce_mean(square(smaller(X), model(X)))
+        return 0.5 * tf.reduce_mean(square(smaller(X), Y)) + 0.5 * (features + logits)
+
+    same(done, first_update(model, done, loss))
 
 
 def test_a_loss_that_does_not_fit_the_outputs_is_refused_before_anything_is_trained():
