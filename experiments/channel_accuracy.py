@@ -213,7 +213,7 @@ def digits(config: Config, seed: int) -> Task:
             x=images,
             y=labels,
             loss=loss,
-            teach=keras.distillation.LogitsDistillation(temperature=3.0),
+            teach=keras.distillation.LogitsDistillation(temperature=3.0, loss=keras.losses.KLDivergence()),
             judge=lambda model: 100 * float(np.mean(np.argmax(model(judged), axis=-1) == answers)),
             examine=lambda model: -float(loss(labels[:JUDGED_BY], model(images[:JUDGED_BY]))),
             epochs=config.digit_epochs,

@@ -15,6 +15,6 @@ if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
 
 @pytest.fixture(scope="module", autouse=True)
 def frozen_heap():
-    """What is there when a file begins stays there: `gc.collect`, which searches call, need not go through it."""
+    """Keeps `gc.collect`, which searches call, from going through all that files before have left."""
     gc.collect()
     gc.freeze()

@@ -39,6 +39,11 @@ def test_an_experiment_takes_its_command(command, monkeypatch):
         importlib.import_module(f"experiments.{name}").main(words)
 
 
+def test_every_experiment_is_on_a_page():
+    made = {path.stem for path in ROOT.glob("experiments/*.py") if "\ndef main(" in path.read_text()}
+    assert {command.split()[0] for command in EXPERIMENTS} == made - {"instructions"}  # a tool of theirs
+
+
 @pytest.mark.slow
 def test_the_script_for_slurm_runs(tmp_path):
     """One task of each kind, on this machine: `srun` and `hostname` are stood in for."""

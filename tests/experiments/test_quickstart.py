@@ -1,4 +1,3 @@
-import dataclasses
 import json
 
 import keras
@@ -7,6 +6,7 @@ import pytest
 
 import tfkit
 from experiments import quickstart
+from tests.experiments.configs import changed
 
 TINY = quickstart.Config(
     patch=16, tile=32, compare_epochs=1, trials=1, trial_epochs=1, tune_epochs=1, refine_epochs=2, runs=3
@@ -45,6 +45,8 @@ def test_own_model_and_own_pictures_come_out_pruned_proven_and_reported(tmp_path
         assert 1 - np.count_nonzero(kernel) / kernel.size == pytest.approx(0.8, abs=0.5 / kernel.size)
     for name in ("dense_float32", "pruned_float32", "pruned_float16", "pruned_int8"):
         assert (output / f"{name}.tflite").stat().st_size == stages[name.replace("_", ", ")]["size_bytes"]
+    forms = ("SavedModel", "float32", "float16", "int8")
+    assert list(results["parity"]) == [f"pruned, {each}" for each in forms]
     assert all(parity["relative_error"] <= parity["tolerance"] for parity in results["parity"].values())
     page = (output / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 4
@@ -66,9 +68,6 @@ def test_an_output_that_is_no_folder_stops_the_job_with_a_message(tmp_path, caps
 
 
 def test_quick_differs_from_the_full_job_in_length_only():
-    changed = {
-        field.name
-        for field in dataclasses.fields(quickstart.Config)
-        if getattr(quickstart.QUICK, field.name) != getattr(quickstart.Config(), field.name)
-    }
-    assert all(name.endswith(("epochs", "trials", "runs", "stride")) for name in changed)
+    names = changed(quickstart.Config(), quickstart.QUICK)
+    assert names
+    assert all(name.endswith(("epochs", "trials", "runs", "stride")) for name in names)

@@ -13,6 +13,7 @@ def test_the_command_writes_a_table_for_each_question(tmp_path, monkeypatch):
     monkeypatch.setattr(training_speed, "QUICK", TINY)
     assert training_speed.main(["--quick", "--output", str(tmp_path)]) == 0
     results = json.loads((tmp_path / "results.json").read_text())
+    assert [len(results[each]) for each in ("frozen_once", "callbacks")] == [2, 4]
     for row in results["frozen_once"]:
         assert row["times as fast"] == pytest.approx(row["fit, s"] / row["fit_cached, s"])
     assert {row["pattern"]: row["selected"] for row in results["selection"]}["layer_*"] == 100

@@ -7,6 +7,7 @@ from keras import layers
 
 import tfkit
 from tests import models
+from tests.arrays import expect_equal
 from tests.export.test_signature import pair_net
 
 RNG = np.random.default_rng(0)
@@ -204,7 +205,7 @@ def test_the_model_is_not_changed(tmp_path):
     model = models.conv_net()
     before, x = model.get_weights(), RNG.random((4, 8, 8, 3))
     tfkit.quantization_error(model, export(model, tmp_path, x), x)
-    assert all(map(np.array_equal, model.get_weights(), before))
+    expect_equal(model.get_weights(), before)
 
 
 # --- what is refused ------------------------------------------------------------------------------

@@ -70,7 +70,12 @@ def test_what_was_moved_away_in_a_kill_comes_back_and_is_not_replaced_unasked(tm
 
 @pytest.mark.parametrize("name", ["n" * 240, "ü" * 100, "\N{CAT}" * 60], ids=["long", "umlauts", "cats"])
 def test_long_names_are_staged_and_cleaned(tmp_path, gone, name):
-    stage(tmp_path / name)
+    with staged(tmp_path / name) as temporary:
+        temporary.write_text("new")
+        killed = temporary.parent.name.replace(f".{os.getpid()}-", f".{gone}-")
+    (tmp_path / killed).mkdir()
     other = name[:-1] + "x"
     stage(tmp_path / other)
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, other])
+    assert {path.name for path in tmp_path.iterdir()} == {name, other, killed}
+    stage(tmp_path / name)
+    assert {path.name for path in tmp_path.iterdir()} == {name, other}

@@ -12,6 +12,7 @@ from keras import layers
 
 import tfkit
 from tests import models
+from tests.arrays import expect_equal
 from tests.export.test_artifact import module_of
 from tests.export.test_signature import pair_net
 
@@ -124,7 +125,7 @@ def test_the_model_is_not_changed(tmp_path):
     model = models.conv_net()
     weights, names = model.get_weights(), [each.name for each in model.layers]
     tfkit.export_saved_model(model, tmp_path / "m", preprocessing=scale)
-    assert all(map(np.array_equal, model.get_weights(), weights))
+    expect_equal(model.get_weights(), weights)
     assert [each.name for each in model.layers] == names
 
 

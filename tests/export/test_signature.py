@@ -8,6 +8,7 @@ from keras import layers
 
 import tfkit
 from tests import models
+from tests.arrays import expect_equal
 from tfkit.export.signature import MOST_SAMPLES, input_specs, random_samples, samples, serving_function
 
 RNG = np.random.default_rng(0)
@@ -218,7 +219,7 @@ def test_the_serving_function_computes_the_models_outputs_in_order(pack):
     a, b = RNG.random((4, 3), "float32"), RNG.random((4, 2), "float32")
     expected = keras.tree.flatten(model({"b": b, "a": a} if pack is dict else [b, a]))
     got = serving_function(model)(*([a, b] if pack is dict else [b, a]))
-    assert all(map(np.array_equal, got, expected))
+    expect_equal(got, expected)
 
 
 def test_the_serving_function_runs_in_inference_mode():

@@ -12,6 +12,7 @@ from keras import layers
 
 import tfkit
 from tests import models
+from tests.arrays import expect_equal
 from tests.export.rewritable import MODELS, bottleneck, norm, on_picture, pool, start
 from tests.export.sparse_graphs import enlivened, thinned
 from tfkit import graph
@@ -129,7 +130,7 @@ def test_the_old_model_is_untouched():
     nodes = graph.descend(graph.walk(model))
     calls = {node.path: len(node.layer._inbound_nodes) for node in nodes}
     make_sparse_ready(model)
-    assert all(map(np.array_equal, before, model.get_weights()))
+    expect_equal(before, model.get_weights())
     assert {node.path: len(node.layer._inbound_nodes) for node in graph.descend(graph.walk(model))} == calls
 
 

@@ -261,6 +261,7 @@ def test_without_a_browser_the_report_says_that_nothing_ran_there(tmp_path, monk
     monkeypatch.setattr(module_of("candidates"), "find_browser", lambda: None)
     report = export(never_net(), tmp_path, ("web",))
     assert [note for note in report.notes if note.startswith("Nothing was run in a browser")]
+    assert report.rows
     assert all(row["proofs"] == ("LiteRT on this processor",) for row in report.rows)
 
 

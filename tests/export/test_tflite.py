@@ -9,6 +9,7 @@ from keras import layers
 
 import tfkit
 from tests import models
+from tests.arrays import expect_equal
 from tests.export.test_artifact import module_of, raiser
 from tests.export.test_signature import net, pair_net
 
@@ -143,7 +144,7 @@ def test_the_model_is_not_changed(tmp_path):
     model = net()
     before = model.get_weights()
     tfkit.export_tflite(model, tmp_path / "model.tflite", precision="int8", representative_data=X)
-    assert all(map(np.array_equal, model.get_weights(), before))
+    expect_equal(model.get_weights(), before)
 
 
 # Kinds of models.

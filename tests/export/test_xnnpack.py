@@ -189,5 +189,8 @@ def test_zeros_of_float16_weights_count(tmp_path, zeros, verdict):
 @pytest.mark.parametrize("name", ["plain", "residual", "squeeze_excite", "max_pooling", "same_stem"])
 def test_a_file_that_is_encoded_already_has_no_zeros_to_count(analysed, name):
     """Nothing is guessed of weights whose values are packed: the dense file is what is asked about."""
-    analysis = analysed(CASES[name].build(), "EXPERIMENTAL_SPARSITY")
-    assert not any(place.weights for place in analysis.places)
+    model = CASES[name].build()
+    dense, encoded = analysed(model), analysed(model, "EXPERIMENTAL_SPARSITY")
+    assert any(place.weights for place in dense.places)
+    assert len(encoded.places) >= len(dense.places)
+    assert not any(place.weights for place in encoded.places)

@@ -310,6 +310,7 @@ def test_plot_leaves_out_what_is_no_number(tmp_path, end):
     found = find(scripted([4.0, 3.0, 2.0, 1.5, 3.0] + [end] * 95), steps=100, smoothing=0.0)
     found.plot(tmp_path / "rates.png")
     assert (tmp_path / "rates.png").is_file()
+    assert found._shown_range() == pytest.approx((1.5 - 0.2, 4.0 + 0.2))
 
 
 def test_the_repr_is_short():

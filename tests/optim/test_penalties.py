@@ -102,6 +102,7 @@ def test_a_model_need_not_be_compiled():
 def test_biases_pay_nothing(layer):
     table = tfkit.training_table(tfkit.add_weight_penalty(models.sequence_net(), l2=1.0, layers=layer))
     mine = table[table.path.str.startswith(layer)]
+    assert {*mine.variable} > {"bias"}
     assert (mine[mine.variable == "bias"].l2 == 0).all()
     assert (mine[mine.variable != "bias"].l2 == 1).all()
 
@@ -227,6 +228,7 @@ def test_is_what_keras_would_take_from_the_layers_own_arguments(name):
 @pytest.mark.parametrize("name", EVERY)
 def test_comes_back_with_the_model(name, tmp_path):
     model = tfkit.add_weight_penalty(around(name), l1=0.1, l2=0.2)
+    assert penalty(model) > 0
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     assert penalty(loaded) == pytest.approx(penalty(model), rel=1e-6)
@@ -240,6 +242,7 @@ def test_on_a_part_of_an_attention_comes_back_as_it_was_or_warns(part, tmp_path)
         tfkit.add_weight_penalty(model, l2=1.0, layers=part)
     except UserWarning:
         return
+    assert penalty(model) > 0
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     assert penalty(loaded) == pytest.approx(penalty(model), rel=1e-6)
@@ -248,6 +251,7 @@ def test_on_a_part_of_an_attention_comes_back_as_it_was_or_warns(part, tmp_path)
 @pytest.mark.filterwarnings("error:The penalty")
 def test_on_half_of_a_bidirectional_layer_comes_back_as_it_was(tmp_path):
     model = tfkit.add_weight_penalty(models.sequence_net(), l2=1.0, layers="both/forward_gru")
+    assert penalty(model) > 0
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras")
     assert penalty(loaded) == pytest.approx(penalty(model), rel=1e-6)

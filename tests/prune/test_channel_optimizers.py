@@ -13,6 +13,7 @@ from keras import layers, optimizers
 
 import tfkit
 from tests import models
+from tests.arrays import expect_equal
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(16, 6)).astype("float32")
@@ -130,7 +131,7 @@ def test_the_old_model_goes_on_as_before():
     smaller_of(model)[0].fit(X, Y, verbose=0)
     for each in (model, twin):
         each.fit(X, Y, 8, verbose=0, shuffle=False)
-    assert all(map(np.array_equal, model.get_weights(), twin.get_weights()))
+    expect_equal(model.get_weights(), twin.get_weights())
 
 
 def test_compile_settings_are_kept():

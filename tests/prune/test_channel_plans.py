@@ -12,6 +12,7 @@ from PIL import Image
 
 import tfkit
 from tests import models
+from tests.arrays import expect_equal
 
 X = np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype("float32")
 
@@ -95,7 +96,7 @@ def test_the_model_is_not_changed():
     model = net()
     before = model.get_weights()
     plan_of(model, flops=0.5).apply(model)
-    assert all(map(np.array_equal, model.get_weights(), before))
+    expect_equal(model.get_weights(), before)
     assert [model.get_layer("a").filters, model.get_layer("d").units] == [16, 32]
 
 
@@ -103,7 +104,7 @@ def test_prune_channels_is_the_plan_carried_out():
     model = net()
     smaller = tfkit.prune_channels(model, flops=0.5, multiple_of=1)
     expected = plan_of(model, flops=0.5).apply(model)
-    assert all(map(np.array_equal, smaller.get_weights(), expected.get_weights()))
+    expect_equal(smaller.get_weights(), expected.get_weights())
 
 
 def test_the_channels_that_stay_are_those_of_the_largest_norm():
@@ -116,10 +117,10 @@ def test_the_channels_that_stay_are_those_of_the_largest_norm():
 # --- the bounds of a group -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("multiple", [1, 4, 8])
+@pytest.mark.parametrize("multiple", [4, 8])
 def test_channels_that_stay_are_a_multiple(multiple):
     after = widths(plan_of(flops=0.4, multiple_of=multiple)).values()
-    assert all(count % multiple == 0 for count in after)
+    assert [count % multiple for count in after] == [0, 0, 0]
 
 
 @pytest.mark.parametrize("most", [0.25, 0.5, 0.75])

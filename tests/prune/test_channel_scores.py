@@ -9,6 +9,7 @@ from scipy.spatial.distance import cdist
 
 import tfkit
 from tests import models
+from tests.arrays import expect_equal
 from tfkit.prune.groups import Wiring
 from tfkit.prune.score import CRITERIA, score_units
 
@@ -327,4 +328,4 @@ def test_scoring_changes_no_weight(criterion):
     model.compile("sgd", "mse")
     before = model.get_weights()
     scores(model, criterion, data=(IMAGES, Y))
-    assert all(map(np.array_equal, model.get_weights(), before))
+    expect_equal(model.get_weights(), before)

@@ -15,6 +15,7 @@ from keras import layers
 
 import tfkit
 from tests import models
+from tests.arrays import expect_equal
 from tests.prune.test_magnitude import RULER, X, Y, at_step, compiled, count, fit, net, python
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -80,7 +81,7 @@ def test_a_run_that_is_killed_and_resumed_ends_bit_for_bit_as_the_whole_one(kill
     run(tmp_path, kill_at)
     epochs, *resumed = run(tmp_path)
     assert epochs.tolist() == [*range(epoch, 5)]
-    assert all(map(np.array_equal, resumed, whole))
+    expect_equal(resumed, whole)
     assert any(np.count_nonzero(array) < array.size for array in whole)
 
 
@@ -132,7 +133,7 @@ def test_tensorflows_own_checkpoint_carries_masks_and_count(tmp_path):
     tf.train.Checkpoint(model=new).restore(path).assert_consumed()
     assert int(np.asarray(new.layers[0].kernel.constraint.family.pruning.step)) == 3
     assert fit(old) == fit(new) == [12, 12, 12]
-    assert all(map(np.array_equal, old.get_weights(), new.get_weights()))
+    expect_equal(old.get_weights(), new.get_weights())
 
 
 def test_a_checkpoint_at_every_step_is_sparse(tmp_path):
@@ -174,7 +175,7 @@ def test_a_file_with_masks_loads_into_a_model_that_is_not_pruned(tmp_path):
     model.save_weights(tmp_path / "model.weights.h5")
     plain = compiled(models.dense_net((8,), seed=1), "adam")
     plain.load_weights(tmp_path / "model.weights.h5")
-    assert all(map(np.array_equal, plain.get_weights(), model.get_weights()))
+    expect_equal(plain.get_weights(), model.get_weights())
 
 
 def test_an_inner_models_file_carries_the_masks_of_its_layers(tmp_path):

@@ -8,6 +8,7 @@ from keras import layers
 
 import tfkit
 from tests import models
+from tests.arrays import expect_equal
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(32, 6)).astype("float32")
@@ -150,7 +151,7 @@ def test_a_step_that_cannot_learn_is_the_plan_carried_out():
     model = net(optimizer=keras.optimizers.SGD(0.0))
     done = run(model, steps=1)
     expected = tfkit.prune_channels(model, parameters=0.5, multiple_of=1)
-    assert all(map(np.array_equal, done.model.get_weights(), expected.get_weights()))
+    expect_equal(done.model.get_weights(), expected.get_weights())
     assert done.table.loss[0] == pytest.approx(mse(expected(X), Y), rel=1e-4)
 
 
@@ -193,7 +194,7 @@ def test_the_model_is_as_it_was(distillation):
     held = [*model.variables, *model.optimizer.variables]
     before, flags = [np.asarray(v) for v in held], [v.trainable for v in model.variables]
     done = run(model, distillation=distillation, keep_optimizer=True)
-    assert all(map(np.array_equal, map(np.asarray, held), before))
+    expect_equal(map(np.asarray, held), before)
     assert [v.trainable for v in model.variables] == flags
     assert [layer.trainable for layer in model.layers] == [True, False, True]
     assert [layer.trainable for layer in done.model.layers] == [True, False, True]

@@ -119,9 +119,29 @@ def test_loss_weights_of_several_outputs_count_under_distillation():
     assert {"a_mae", "pruned_a_mae"} <= {*done.table.columns}
 
 
-def test_several_losses_of_distillation():
-    losses = [FEATURES(loss="mse"), keras.distillation.LogitsDistillation(temperature=2.0)]
-    assert len(run(distillation=losses, steps=1).table) == 1
+def test_several_losses_of_distillation_add_up():
+    model = net(optimizer=keras.optimizers.SGD(0.1))
+    divergence = keras.losses.KLDivergence()  # Keras 3.15 takes its default, a word, without a softmax
+    losses = [FEATURES(loss="mse"), keras.distillation.LogitsDistillation(2.0, divergence)]
+    done = run(model, distillation=losses, steps=1, batch_size=32)
+
+    def loss(smaller):
+        taught, learned = (tf.nn.softmax(each(X) / 2) for each in (model, smaller))
+        logits = 4 * tf.reduce_mean(tf.reduce_sum(taught * tf.math.log(taught / learned), -1))
+        features = tf.reduce_mean(square(smaller(X), model(X)))
+        return 0.5 * tf.reduce_mean(square(smaller(X), Y)) + 0.5 * (features + logits)
+
+    same(done, first_update(model, done, loss))
+
+
+@pytest.mark.parametrize("loss", ["kl_divergence", ["mse", "kl_divergence"]])
+def test_a_divergence_of_bare_logits_is_refused(loss):
+    given = keras.distillation.LogitsDistillation(loss=loss)
+    logits = np.array([[1.0, -2.0]])
+    if loss == "kl_divergence":
+        assert given.compute_loss(logits, logits + 5) > 1  # of probabilities it would be 0
+    with pytest.raises(tfkit.ArgumentError, match=r"probabilities.*loss by that name\. Write Logits.*KLDiv"):
+        run(net(), distillation=given)
 
 
 def test_a_loss_that_does_not_fit_the_outputs_is_refused_before_anything_is_trained():
@@ -137,7 +157,7 @@ def test_a_loss_that_does_not_fit_the_outputs_is_refused_before_anything_is_trai
             x,
             [x[:, :2], x[:, :3]],
             parameters=0.5,
-            distillation=keras.distillation.LogitsDistillation(),
+            distillation=keras.distillation.LogitsDistillation(loss=keras.losses.KLDivergence()),
         )
     for one, other in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)

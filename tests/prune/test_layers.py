@@ -7,6 +7,7 @@ from keras import layers
 
 import tfkit
 from tests import models
+from tests.arrays import expect_equal
 from tests.prune.test_magnitude import RNG, always, compiled, kept
 
 
@@ -185,7 +186,7 @@ def test_a_clone_function_of_tfmots_guide(functional):
         return tfkit.prune_low_magnitude(layer, always(0.75)) if named else layer
 
     model = keras.models.clone_model(base, clone_function=apply_pruning)
-    assert all(map(np.array_equal, model.get_weights(), base.get_weights()))
+    expect_equal(model.get_weights(), base.get_weights())
     assert counts_of(model) == [12, 8, 8]
     tfkit.strip_pruning(model)
     assert all(variable.constraint is None for variable in model.variables)

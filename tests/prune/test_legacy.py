@@ -8,6 +8,7 @@ from tensorflow_model_optimization.sparsity import keras as tfmot
 
 import tfkit
 from tests import models
+from tests.arrays import expect_equal
 from tfkit.prune.legacy import is_tf_keras
 
 X = np.random.default_rng(0).normal(size=(8, 6)).astype("float32")
@@ -56,7 +57,7 @@ def test_strip_gives_back_plain_layers_with_the_weights():
     model = legacy_net()
     stripped = tfkit.strip_pruning(tfkit.prune_low_magnitude(model))
     assert [type(layer) for layer in stripped.layers] == [tf_keras.layers.Dense] * 2
-    assert all(map(np.array_equal, stripped.get_weights(), model.get_weights()))
+    expect_equal(stripped.get_weights(), model.get_weights())
 
 
 def test_the_schedules_are_tfmots_own_classes():
@@ -134,7 +135,7 @@ def test_both_callbacks_are_tfmots_for_a_tf_keras_model(tmp_path):
         return [np.asarray(each) for each in package.strip_pruning(model).get_weights()]
 
     ours, theirs = trained(tfkit, tfkit.prune_low_magnitude), trained(tfmot, tfmot.prune_low_magnitude)
-    assert all(map(np.array_equal, ours, theirs))
+    expect_equal(ours, theirs)
     assert np.count_nonzero(ours[0]) == 12
     written = [sorted(path.parent.name for path in (tmp_path / package.__name__).rglob("events*"))
                for package in (tfkit, tfmot)]  # fmt: skip

@@ -16,6 +16,7 @@ from tensorflow_model_optimization.sparsity import keras as tfmot
 
 import tfkit
 from tests import models
+from tests.arrays import expect_equal
 
 ROOT = pathlib.Path(__file__).parents[2]
 RNG = np.random.default_rng(0)
@@ -223,7 +224,7 @@ def test_between_updates_under_accumulation_no_weight_changes():
     before = model.get_weights()
     model.train_on_batch(X, Y)
     model.train_on_batch(X, Y)
-    assert all(map(np.array_equal, model.get_weights(), before))
+    expect_equal(model.get_weights(), before)
 
 
 @pytest.mark.parametrize("wrap", [lambda f: f, tf.function], ids=["eager", "tf.function"])
@@ -373,7 +374,7 @@ def test_pruning_alone_changes_no_weight():
     model = models.dense_net()
     before = model.get_weights()
     tfkit.prune_low_magnitude(model, always(0.9))
-    assert all(map(np.array_equal, model.get_weights(), before))
+    expect_equal(model.get_weights(), before)
 
 
 def test_a_kernel_of_zeros_still_learns():
@@ -445,7 +446,7 @@ def test_a_resumed_run_ends_as_the_uninterrupted_one(tmp_path, frequency, prune_
         run(keras.callbacks.BackupAndRestore(tmp_path), Interruption())
     resumed = run(keras.callbacks.BackupAndRestore(tmp_path))
     assert resumed.history.epoch == [2, 3]
-    assert all(map(np.array_equal, resumed.get_weights(), uninterrupted.get_weights()))
+    expect_equal(resumed.get_weights(), uninterrupted.get_weights())
 
 
 def test_weights_loaded_after_the_schedules_end_stay_sparse(tmp_path):
@@ -468,7 +469,7 @@ def test_strip_keeps_the_weights_and_returns_the_same_model():
     fit(model)
     before = model.get_weights()
     assert tfkit.strip_pruning(model) is model
-    assert all(map(np.array_equal, model.get_weights(), before))
+    expect_equal(model.get_weights(), before)
 
 
 def test_after_a_strip_training_moves_the_zeros():

@@ -7,6 +7,7 @@ from keras import layers
 
 import tfkit
 from tests import models
+from tests.arrays import expect_equal
 from tests.prune.test_magnitude import RNG, RULER, always, at_step, compiled, count, fit, kept
 
 SIZES = {"d1": 48, "d2": 32, "head": 8}
@@ -290,7 +291,7 @@ def refused(call, error, message, model=None, **options):
     before = model.get_weights()
     with pytest.raises(error, match=message):
         call(model, **options)
-    assert all(map(np.array_equal, model.get_weights(), before))
+    expect_equal(model.get_weights(), before)
     assert all(variable.constraint is None for variable in model.variables)
 
 

@@ -10,6 +10,7 @@ from keras import layers
 
 import tfkit
 from tests import models
+from tests.arrays import expect_equal
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(12, 3)).astype("float32")
@@ -236,7 +237,7 @@ def test_a_batch_that_fails_puts_everything_back():
     data = tf.data.Dataset.from_generator(lambda: iter(parts), output_types="float32")
     with pytest.raises(Exception, match=r"(?i)shape|incompatible|axis"):
         tfkit.recalibrate_batch_norm(model, data)
-    assert all(map(np.array_equal, model.get_weights(), weights))
+    expect_equal(model.get_weights(), weights)
     assert settings_of(model) == flags == [(0.7, True, False), (0.99, False, False)]
     equal(statistics(tfkit.recalibrate_batch_norm(model, X)), by_keras(chain(), [X]))
 

@@ -10,6 +10,7 @@ from PIL import Image
 
 import tfkit
 from tests import models
+from tests.arrays import expect_equal
 from tests.prune.test_magnitude import always, compiled, fit, kept
 
 X = np.random.default_rng(0).normal(size=(16, 6)).astype("float32")
@@ -49,7 +50,7 @@ def test_the_weights_are_put_back_bit_for_bit():
     model = models.dense_net()
     before = model.get_weights()
     tfkit.layer_sensitivity(model, total, sparsities=[0.5, 0.9])
-    assert all(map(np.array_equal, model.get_weights(), before))
+    expect_equal(model.get_weights(), before)
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
@@ -65,7 +66,7 @@ def test_the_weights_are_put_back_when_evaluation_fails(error):
 
     with pytest.raises(error):
         tfkit.layer_sensitivity(model, fail, sparsities=[0.5, 0.9])
-    assert all(map(np.array_equal, model.get_weights(), before))
+    expect_equal(model.get_weights(), before)
 
 
 def test_half_precision_comes_back_as_it_was():
@@ -82,9 +83,7 @@ def test_a_model_that_is_being_pruned_keeps_its_masks():
     fit(model)
     masks = [np.asarray(layer.kernel.constraint.mask) for layer in model.layers]
     tfkit.layer_sensitivity(model, total, sparsities=[0.9])
-    assert all(
-        map(np.array_equal, [np.asarray(layer.kernel.constraint.mask) for layer in model.layers], masks)
-    )
+    expect_equal([np.asarray(layer.kernel.constraint.mask) for layer in model.layers], masks)
 
 
 def test_only_the_named_layers_are_tried():
@@ -180,14 +179,14 @@ def test_channels_are_put_back_when_evaluation_fails(error):
 
     with pytest.raises(error):
         channels(model, fail)
-    assert all(map(np.array_equal, model.get_weights(), before))
+    expect_equal(model.get_weights(), before)
 
 
 def test_channels_are_put_back_bit_for_bit():
     model = models.conv_net()
     before = model.get_weights()
     channels(model, lambda model: 1.0, criterion="l1")
-    assert all(map(np.array_equal, model.get_weights(), before))
+    expect_equal(model.get_weights(), before)
 
 
 def test_the_criterion_says_which_channels():

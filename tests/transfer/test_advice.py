@@ -13,6 +13,7 @@ from keras import layers
 
 import tfkit
 from tests import models
+from tests.arrays import expect_equal
 from tfkit.errors import ArgumentError, ArgumentTypeError, UnbuiltModelError
 from tfkit.transfer import advice
 
@@ -243,7 +244,7 @@ def test_the_model_is_not_changed():
     before = [weight.copy() for weight in model.get_weights()]
     advise(model, similarity="different")
     assert len(model.trainable_variables) == 12
-    assert all(np.array_equal(old, new) for old, new in zip(before, model.get_weights()))
+    expect_equal(model.get_weights(), before)
 
 
 def test_numpys_whole_numbers_are_whole_numbers():

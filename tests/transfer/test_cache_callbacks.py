@@ -81,8 +81,9 @@ def test_callbacks_see_the_weights_of_now():
     options = {"epochs": 2, "shuffle": False}
     mine = listen(fit_quietly, lambda each: numbers(each.model.weights), **options).heard
     theirs = listen(plain, lambda each: numbers(each.model.weights), **options).heard
-    for (*_, got), (*_, wanted) in zip(mine, theirs):
-        for one, other in zip(got, wanted):
+    assert mine
+    for (*_, got), (*_, wanted) in zip(mine, theirs, strict=True):
+        for one, other in zip(got, wanted, strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
 

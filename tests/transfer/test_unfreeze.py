@@ -311,6 +311,7 @@ def test_rules_by_layer_hold_through_the_stages():
         np.array(model.get_layer("d1").kernel) - np.array(start.get_layer("d1").kernel)
         for model in (scaled, plain)
     ]
+    assert np.abs(falls[1]).max() > 1e-4
     np.testing.assert_allclose(falls[0], 0.5 * falls[1], rtol=1e-3, atol=1e-8)
 
 

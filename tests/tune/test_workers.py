@@ -153,7 +153,7 @@ def test_workers_end_when_their_chief_is_killed(tmp_path):
     process.kill()
     process.wait(30)
     try:
-        when(lambda: not processes(tmp_path), 2 * chiefs.PATIENCE_SECONDS)
+        when(lambda: not processes(tmp_path), 40)  # half a minute, and what a busy machine adds
     finally:
         for each in workers.values():
             with contextlib.suppress(ProcessLookupError):
@@ -266,8 +266,10 @@ def test_a_worker_that_comes_when_all_is_done_has_nothing_to_do(tmp_path, monkey
     assert result.table.status.tolist() == ["completed"]
 
 
-def test_the_wait_for_a_chief_is_under_half_a_minute():
-    assert chiefs.PATIENCE_SECONDS < 30
+def test_the_pages_tell_how_long_a_worker_waits_for_a_chief():
+    wait = f"{chiefs.PATIENCE_SECONDS:.0f} seconds"
+    assert f"it waits {wait}" in (ROOT / "docs" / "guide-machines.md").read_text()
+    assert f"Workers wait {wait}" in (ROOT / "docs" / "troubleshooting.md").read_text()
 
 
 @pytest.mark.parametrize(

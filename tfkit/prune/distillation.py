@@ -9,13 +9,15 @@ from tfkit.errors import ArgumentError, ArgumentTypeError
 from tfkit.prune.batches import inputs_of
 from tfkit.training import compile_settings
 
+PROPER = "LogitsDistillation(temperature=3.0, loss=keras.losses.KLDivergence())"
+
 
 def read_distillation(distillation: Any, weight: float) -> list[Any]:
     """Returns losses of distillation as a list, empty for none.
 
     Raises:
         ArgumentTypeError: If one is no loss of keras.distillation.
-        ArgumentError: If their weight is outside (0, 1].
+        ArgumentError: If one takes logits for probabilities, or their weight is outside (0, 1].
     """
     if distillation is None:
         return []
@@ -24,8 +26,16 @@ def read_distillation(distillation: Any, weight: float) -> list[Any]:
         raise ArgumentTypeError(
             "`distillation` must be a loss of keras.distillation or a list of them. "
             f"Received: distillation={distillation!r}. "
-            "Write keras.distillation.LogitsDistillation(temperature=3.0)."
+            f"Write keras.distillation.{PROPER}."
         )
+    for each in losses:
+        by_name = isinstance(each, keras.distillation.LogitsDistillation) and keras.tree.flatten(each.loss)
+        if by_name and keras.losses.kl_divergence in by_name:
+            raise ArgumentError(
+                "A divergence is of probabilities, and Keras makes them of logits for its class alone: by the "
+                "name 'kl_divergence', LogitsDistillation's default, it compares the logits as they are. "
+                f"Received: distillation={type(each).__name__} with a loss by that name. Write {PROPER}."
+            )
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight <= 1:
         raise ArgumentError(
             "`distillation_weight` is the share of distillation in the loss, in (0, 1]. "

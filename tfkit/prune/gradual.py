@@ -107,8 +107,9 @@ def prune_channels_gradually(
         recalibrate: Whether to measure the statistics of BatchNormalization anew after each
             removal, on up to 64 batches.
         distillation: A loss of `keras.distillation`, or a list of them, between the unpruned
-            model and the smaller one: ``LogitsDistillation(temperature=3.0)`` for logits,
-            ``FeatureDistillation(loss="mse")`` for outputs as they are. None for none.
+            model and the smaller one, ``FeatureDistillation(loss="mse")`` for outputs as they are;
+            for logits ``LogitsDistillation(temperature=3.0, loss=keras.losses.KLDivergence())``,
+            as Keras 3.15 makes no probabilities without that loss. None for none.
         distillation_weight: Share of distillation in the loss, in (0, 1].
         keep_optimizer: Whether the optimizer keeps, over removals, what it has learned of the
             weights that stay; otherwise it begins anew each time, as it is configured. A
