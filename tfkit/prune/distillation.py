@@ -32,8 +32,8 @@ def read_distillation(distillation: Any, weight: float) -> list[Any]:
         by_name = isinstance(each, keras.distillation.LogitsDistillation) and keras.tree.flatten(each.loss)
         if by_name and keras.losses.kl_divergence in by_name:
             raise ArgumentError(
-                "A divergence is of probabilities, and Keras makes them of logits for its class alone: by the "
-                "name 'kl_divergence', LogitsDistillation's default, it compares the logits as they are. "
+                "A divergence is of probabilities, which Keras makes of logits for its class alone. By its "
+                "name 'kl_divergence', LogitsDistillation's default, it compares logits as they are. "
                 f"Received: distillation={type(each).__name__} with a loss by that name. Write {PROPER}."
             )
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight <= 1:
