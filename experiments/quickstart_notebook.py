@@ -141,7 +141,7 @@ def _introduction() -> str:
         "The cells are the stages of `experiments/quickstart.py`. Open the notebook in a clone of the "
         "repository, with the package and Jupyter installed. With `config = QUICK` in the first cell all "
         f"takes less than a minute. Files go to `{FOLDER}`. Seconds and latencies are those of the run that "
-        "made this file, on a machine that had other work to do."
+        "made this file."
     )
 
 
