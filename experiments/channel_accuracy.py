@@ -12,8 +12,8 @@ on training data.
     python -m experiments.channel_accuracy             half an hour to three quarters, two cores
     python -m experiments.channel_accuracy --quick     about a minute
 
-Seeded, `runs` seeds from ``1000 * seed`` on; threads add in an order of their own, so
-two runs differ by more than rounding where training is long.
+Seeded, `runs` seeds from ``1000 * seed`` on;
+another processor rounds otherwise, which training magnifies.
 
 Expected (seed 0): trained on at 50%, `sensitivity` is 0.1 points and 0.05 dB behind the dense
 control, `uniform` 0.5 points and 0.3 dB; before training on, `sensitivity` is ahead of `uniform` by

@@ -9,8 +9,8 @@ tf_keras twin of the same weights. Scores are of data that nothing was trained o
     python -m experiments.pruning_accuracy             about ten minutes, two cores
     python -m experiments.pruning_accuracy --quick     under a minute
 
-Seeded, `runs` seeds from ``1000 * seed`` on; threads add in an order of their own, so
-two runs differ by more than rounding where training is long.
+Seeded, `runs` seeds from ``1000 * seed`` on;
+another processor rounds otherwise, which training magnifies.
 
 Expected (seed 0): at 80% gradual pruning costs the digits 0.3 points per layer and less under
 the other scopes. At 95% per layer costs 6 points, global and ERK under 3. On the photographs

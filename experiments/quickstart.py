@@ -9,8 +9,8 @@ photograph that nothing was trained or chosen on.
     python -m experiments.quickstart --quick                           under a minute
     python -m experiments.quickstart --model my.keras --images DIR     your own
 
-Writes one folder: report.html, results.json, the search, and the artifacts. Seeded; threads
-add in an order of their own, which training and the search's choices magnify, so two runs differ.
+Writes one folder: report.html, results.json, the search, and the artifacts. Seeded: two
+runs on one processor gave the same scores; another rounds otherwise, which training magnifies.
 
 Expected (seed 0): noisy input about 15.5 dB, zero-shot about 20, adapted at least 26.5;
 80% sparse at most 0.3 dB below the dense model; int8 at most 0.5 dB below float32 and at

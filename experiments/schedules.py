@@ -11,8 +11,8 @@ parts of the photographs that chose nothing.
     python -m experiments.schedules            under 5 minutes, two cores
     python -m experiments.schedules --quick    under a minute, too short to judge by
 
-Seeds: `--seed` and the three that follow. Threads add in an order of their
-own, so two runs differ by more than rounding where training is long.
+Seeds: `--seed` and the three that follow. Another processor rounds otherwise, which
+training magnifies.
 
 Expected (seed 0): the rate finder's valley lies beside the constant's best rate, 0.004.
 There the schedules end within 0.5 dB of the constant, less than it varies between

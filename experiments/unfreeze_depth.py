@@ -10,8 +10,8 @@ trained or chosen on. A network trained from scratch is the control, and the adv
     python -m experiments.unfreeze_depth             about seven minutes, two cores
     python -m experiments.unfreeze_depth --quick     under a minute
 
-Seeded, `runs` seeds from ``1000 * seed`` on; threads add in an order of their own, so
-two runs differ by more than rounding where training is long.
+Seeded, `runs` seeds from ``1000 * seed`` on;
+another processor rounds otherwise, which training magnifies.
 
 Expected (seed 0): with the fewest samples, training all layers is no better than training the
 last ones. With 400 digits it is about 4 points better than the last convolution and head,

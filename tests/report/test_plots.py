@@ -69,6 +69,12 @@ def test_a_better_score_brings_a_slower_and_larger_file_to_the_front(monkeypatch
     assert (points, label) == ([(1.0, 0.8), (2.0, 0.8), (3.0, 0.9)], "score")
 
 
+def test_scores_stand_over_what_differs_more(monkeypatch):
+    alike = {"latency_ms": [1.0, 1.1, 1.2], "size_bytes": [4e6, 1e6, 2e6], "score": [0.8, 0.7, 0.9]}
+    points, _ = front(monkeypatch, FILES | alike)
+    assert points == [(1.0, 0.7), (2.0, 0.9), (4.0, 0.8)]
+
+
 def test_files_without_a_time_are_left_out(monkeypatch):
     points, _ = front(monkeypatch, FILES | {"latency_ms": [np.nan, 2.0, 1.0]})
     assert points == [(1.0, 3.0), (2.0, 2.0)]

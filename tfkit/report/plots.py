@@ -87,7 +87,9 @@ def trade_offs(table: "pd.DataFrame", *, score_label: str = "score") -> bytes:
         score_label: What the score is, with its unit.
 
     Returns:
-        A PNG. The line joins those that no other beats in everything shown.
+        A PNG. Scores stand over what differs more between the artifacts, size or latency; the
+        areas and the labels show the other. The line joins those that no other beats in
+        everything shown.
 
     Raises:
         ArgumentError: If there is no row with a latency.
@@ -104,26 +106,30 @@ def trade_offs(table: "pd.DataFrame", *, score_label: str = "score") -> bytes:
     scored = "score" in table and table.score.notna().all()
     size = table.size_bytes / 1e6
     height = table.score.astype(float) if scored else size
+    shown = [(table.latency_ms, "latency, ms", "{:.3g} ms"), (size, "size, MB", "{:.2g} MB")]
+    if scored and size.max() / size.min() > table.latency_ms.max() / table.latency_ms.min():
+        shown.reverse()
+    (across, title, _), (area, _, told) = shown
     figure = _figure(8, 4.8)
     axes = figure.subplots()
-    axes.scatter(table.latency_ms, height, s=60 + 900 * size / size.max(), alpha=0.55, color="#2a6fbb")
+    axes.scatter(across, height, s=60 + 900 * area / area.max(), alpha=0.55, color="#2a6fbb")
     costs = np.stack([table.latency_ms, size, -height if scored else size], axis=1).astype(float)
     best = [row for row in range(len(costs)) if not _beaten(costs, row)]
-    best.sort(key=lambda row: costs[row, 0])
-    axes.plot(table.latency_ms.iloc[best], height.iloc[best], "--", color="#d97b29", label="Pareto front")
-    middle = (table.latency_ms.min() + table.latency_ms.max()) / 2
-    labels = sorted(zip(table.latency_ms, height, table.name, size, strict=True))
-    for number, (x, y, name, megabytes) in enumerate(labels):
+    best.sort(key=lambda row: across.iloc[row])
+    axes.plot(across.iloc[best], height.iloc[best], "--", color="#d97b29", label="Pareto front")
+    middle = (across.min() + across.max()) / 2
+    labels = sorted(zip(across, height, table.name, area, strict=True))
+    for number, (x, y, name, other) in enumerate(labels):
         right = x > middle  # a label there would leave the picture
         axes.annotate(
-            f"{name}, {megabytes:.2g} MB",
+            f"{name}, {told.format(other)}",
             (x, y),
             textcoords="offset points",
             xytext=(-9 if right else 9, -30 if number % 2 else 20),  # neighbours on different sides
             ha="right" if right else "left",
             fontsize=9,
         )
-    axes.set(xlabel="latency, ms", ylabel=score_label if scored else "size, MB")
+    axes.set(xlabel=title, ylabel=score_label if scored else "size, MB")
     axes.margins(0.18)
     axes.grid(alpha=0.3)
     axes.legend(loc="best")
