@@ -78,7 +78,8 @@ def _cell(value, form):
     if value is None:
         return "–"
     if form is None:
-        form = "{:.4g}" if isinstance(value, float) else "{:,}" if type(value) is int else "{}"
+        figures = 4 if isinstance(value, float) and abs(value) >= 1e-3 else 1  # errors are small
+        form = f"{{:.{figures}g}}" if isinstance(value, float) else "{:,}" if type(value) is int else "{}"
     return form.format(value)
 
 
