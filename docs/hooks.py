@@ -67,16 +67,24 @@ def _table(results, key, columns=None):
     used = {name: COLUMNS.get(name, (name.replace("_", " "), None)) for row in rows for name in row}
     lines = [
         "| " + " | ".join(title for title, _ in used.values()) + " |",
-        "|---|" + "---:|" * (len(used) - 1),
+        "|" + "|".join("---:" if _is_number(rows, name) else "---" for name in used) + "|",
     ]
     for row in rows:
         lines.append("| " + " | ".join(_cell(row.get(name), form) for name, (_, form) in used.items()) + " |")
     return "\n".join(lines)
 
 
+def _is_number(rows, name):
+    """Tells whether a column holds numbers, which may have words behind them, as in "3 of 4"."""
+    texts = [row[name] for row in rows if isinstance(row.get(name), str)]
+    return all(text[:1].isdigit() for text in texts)
+
+
 def _cell(value, form):
     if value is None:
         return "–"
+    if isinstance(value, str):
+        value = value.replace("*", r"\*")
     if form is None:
         figures = 4 if isinstance(value, float) and abs(value) >= 1e-3 else 1  # errors are small
         form = f"{{:.{figures}g}}" if isinstance(value, float) else "{:,}" if type(value) is int else "{}"

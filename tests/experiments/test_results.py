@@ -26,8 +26,16 @@ def test_a_page_shows_a_table_with_all_columns_or_those_it_names(hooks):
     whole = "| form | MB | x86 |\n|---|---:|---:|\n| a | 1.5 | – |"
     assert hooks.on_page_markdown("see {{ table one rows }}") == f"see {whole}"
     assert (
-        hooks.on_page_markdown("{{ table one rows: x86, form }}") == "| x86 | form |\n|---|---:|\n| – | a |"
+        hooks.on_page_markdown("{{ table one rows: x86, form }}") == "| x86 | form |\n|---:|---|\n| – | a |"
     )
+
+
+def test_words_stand_left_and_errors_are_short(hooks, tmp_path):
+    row = '{"runs": 3, "layers": "encoder_*", "picked": "3 of 4", "error": 5.636e-07, "share": 0.123456}'
+    (tmp_path / "one" / "results.json").write_text(f'{{"rows": [{row}]}}')
+    _, sides, cells = hooks.on_page_markdown("{{ table one rows }}").splitlines()
+    assert sides == "|---:|---|---:|---:|---:|"
+    assert cells == r"| 3 | encoder_\* | 3 of 4 | 6e-07 | 0.1235 |"
 
 
 def test_the_processor_is_told_with_the_instructions_that_count(monkeypatch):
