@@ -14,6 +14,7 @@ from keras import layers, optimizers
 
 import tfkit
 from tests import models
+from tests.arrays import expect_equal
 from tfkit import per_variable
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -55,11 +56,6 @@ def reload(model, folder):
 
 def numbers(model):
     return [np.array(v.numpy()) for v in [*model.variables, *model.optimizer.variables]]
-
-
-def expect_equal(found, expected):
-    for mine, theirs in zip(found, expected, strict=True):
-        np.testing.assert_array_equal(mine, theirs, strict=True)
 
 
 def rules(model):

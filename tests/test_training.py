@@ -7,6 +7,7 @@ from keras import layers, optimizers
 
 import tfkit
 from tests import models
+from tests.arrays import expect_equal
 from tfkit import training
 from tfkit.training import TrainingState, rebind_optimizer
 
@@ -64,11 +65,6 @@ def numbers(model):
     for part in parts(model.optimizer):
         held += part.variables
     return [np.array(variable.numpy()) for variable in held]
-
-
-def expect_equal(found, expected):
-    for mine, theirs in zip(found, expected, strict=True):
-        np.testing.assert_array_equal(mine, theirs, strict=True)
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from keras import layers, optimizers
 
 import tfkit
 from tests import models
+from tests.arrays import expect_equal
 
 RATE = 0.25
 X = np.ones((4, 6), "float32")
@@ -70,11 +71,6 @@ def rest(model):
 
 def numbers(model):
     return [np.array(v.numpy()) for v in [*model.variables, *model.optimizer.variables]]
-
-
-def expect_equal(found, expected):
-    for mine, theirs in zip(found, expected, strict=True):
-        np.testing.assert_array_equal(mine, theirs, strict=True)
 
 
 def shrinking(model):

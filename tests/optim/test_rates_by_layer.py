@@ -17,6 +17,7 @@ from keras import layers, optimizers, regularizers
 
 import tfkit
 from tests import models
+from tests.arrays import expect_equal
 from tests.optim.test_decay_rules import KINDS, numbers, rest, step
 
 RATE = 0.05
@@ -31,11 +32,6 @@ def net(optimizer=None, **options):
 
 def values(model, layer):
     return [np.array(each) for each in model.get_layer(layer).get_weights()]
-
-
-def expect_equal(found, expected):
-    for mine, theirs in zip(found, expected, strict=True):
-        np.testing.assert_array_equal(mine, theirs, strict=True)
 
 
 def factors(model):

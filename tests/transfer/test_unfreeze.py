@@ -10,6 +10,7 @@ from keras import optimizers
 
 import tfkit
 from tests import models
+from tests.arrays import expect_equal
 
 RANDOM = np.random.default_rng(0)
 X, Y = RANDOM.normal(size=(8, 6)).astype("float32"), RANDOM.normal(size=(8, 2)).astype("float32")
@@ -49,11 +50,6 @@ def numbers(model):
     """Copies of all weights and of the optimizer's state."""
     parts = [model, model.optimizer, *getattr(model.optimizer, "optimizers", [])]
     return [np.array(variable.numpy()) for part in parts for variable in part.variables]
-
-
-def expect_equal(found, expected):
-    for mine, theirs in zip(found, expected, strict=True):
-        np.testing.assert_array_equal(mine, theirs, strict=True)
 
 
 def slots(model):
