@@ -29,8 +29,8 @@ def read_distillation(distillation: Any, weight: float) -> list[Any]:
             f"Write keras.distillation.{PROPER}."
         )
     for each in losses:
-        by_name = isinstance(each, keras.distillation.LogitsDistillation) and keras.tree.flatten(each.loss)
-        if by_name and keras.losses.kl_divergence in by_name:
+        of_logits = isinstance(each, keras.distillation.LogitsDistillation)
+        if of_logits and keras.losses.kl_divergence in keras.tree.flatten(each.loss):
             raise ArgumentError(
                 "A divergence is of probabilities, which Keras makes of logits for its class alone. By its "
                 "name 'kl_divergence', LogitsDistillation's default, it compares logits as they are. "
