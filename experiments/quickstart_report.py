@@ -42,7 +42,8 @@ def write(
             html.Figure(
                 "What ships",
                 front,
-                "Each .tflite file by latency and quality, its gzipped size as area. The line joins those "
+                "Each .tflite file by quality over gzipped size or latency, whichever differs more; area and "
+                "label show the other. The line joins those "
                 "that no other beats in everything.",
             ),
             html.Figure(
