@@ -43,8 +43,7 @@ def write(
                 "What ships",
                 front,
                 "Each .tflite file by quality over gzipped size or latency, whichever differs more; area and "
-                "label show the other. The line joins those "
-                "that no other beats in everything.",
+                "label show the other. The line joins those that no other beats in everything.",
             ),
             html.Figure(
                 "Training",
